@@ -2,6 +2,8 @@
 
     python data/prepare.py --set desk            # writes data/desk/{train,validation,heldout}.jsonl
     python data/prepare.py --set desk --check    # writes nothing; exit 1 and a summary unless equal byte for byte
+
+A set whose held-out rows stand in its training rows (data/leaks.py) is not written.
 """
 
 from __future__ import annotations

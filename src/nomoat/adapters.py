@@ -1,0 +1,160 @@
+"""The adapter: attached to a base from a recipe, fingerprinted, and saved so that peft alone can load it elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat.bases import BaseFiles
+from nomoat.errors import NomoatError
+from nomoat.files import sha256_file, write_atomically, write_json
+from nomoat.recipe import Lora
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterSize:
+    """What is trained and shipped, beside what stays home. Parameters are counts, sizes are bytes."""
+
+    parameters: int
+    base_parameters: int
+    modules: int
+
+
+def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> Any:
+    """A peft model with a fresh adapter in float32. Seeded here, since the initial weights are drawn at this point."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import set_seed
+
+    targets = lora.targets if lora.targets == ALL_LINEAR else _checked_targets(model, list(lora.targets))
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.method == "rslora",
+        use_dora=lora.method == "dora",
+    )
+    set_seed(seed)
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = files.name
+    adapted.peft_config["default"].revision = files.revision
+    return adapted
+
+
+def _checked_targets(model: Any, targets: list[str]) -> list[str]:
+    """Every stated name must match a linear layer: peft itself trains whatever matches and says nothing of the rest."""
+    import difflib
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__.startswith(("Linear", "Conv1D"))}
+    missing = [target for target in targets if target not in names]
+    if missing:
+        near = {target: difflib.get_close_matches(target, sorted(names), n=2) for target in missing}
+        hints = "; ".join(f"'{target}'" + (f" (near: {', '.join(found)})" if found else "") for target, found in near.items())
+        raise NomoatError(f"lora.targets: this base has no module named {hints}. Its linear modules are {', '.join(sorted(names))}")
+    return targets
+
+
+def adapter_size(adapted: Any) -> AdapterSize:
+    """Counts of adapter and base parameters; tied weights count once, quantised ones by their true number."""
+    trainable, total = adapted.get_nb_trainable_parameters()
+    modules = {name.rpartition(".lora_A")[0] for name in adapter_tensors(adapted) if ".lora_A" in name}
+    return AdapterSize(trainable, total - trainable, len(modules))
+
+
+def adapter_tensors(adapted: Any) -> dict[str, Any]:
+    """The adapter's tensors by their saved names, on the CPU."""
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+
+
+def fingerprint(tensors: dict[str, Any]) -> str:
+    """sha256 over names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(adapted: Any, folder: Path, files: BaseFiles) -> None:
+    """Weights and config only; the config names the base by its public name, never by a path of this machine."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, save(adapter_tensors(adapted), metadata={"format": "pt"}))
+    config = adapted.peft_config["default"].to_dict()
+    config["base_model_name_or_path"], config["revision"], config["inference_mode"] = files.name, files.revision, True
+    plain = json.loads(json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    if isinstance(plain.get("target_modules"), list):
+        plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set: its order changes between processes
+    write_json(folder / CONFIG, plain)
+
+
+def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> None:
+    """What someone needs who receives only this folder: the tokenizer with its template, and how to load it."""
+    tokenizer.save_pretrained(folder)
+    write_atomically(folder / "README.md", _card(files))
+
+
+def _card(files: BaseFiles) -> str:
+    note = f"\nThe base: {files.identity['note']}.\n" if files.identity.get("note") else ""
+    return f"""---
+library_name: peft
+base_model: {files.name}
+---
+# A LoRA adapter made with nomoat
+
+Base: `{files.name}`{f" at revision `{files.revision}`" if files.revision else ""}.
+{note}
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("PATH_OR_ID_OF_THE_BASE")
+model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+```
+The report of the run that made it has its scores, its cost and the checksum of its weights.
+"""
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the adapter of `folder` attached, in eval mode (peft alone leaves dropout on)."""
+    from peft import PeftModel
+
+    if not (folder / WEIGHTS).is_file():
+        raise NomoatError(f"{folder} holds no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
+    return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+
+
+def restore_adapter(adapted: Any, folder: Path) -> None:
+    """Put the weights saved in `folder` into the adapter that `adapted` has already."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
+
+
+def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> dict[str, Any]:
+    """The adapter block of a report."""
+    return {
+        "method": lora.method,
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "parameters": size.parameters,
+        "base_parameters": size.base_parameters,
+        "bytes": (folder / WEIGHTS).stat().st_size,
+        "base_bytes_16bit": 2 * size.base_parameters,
+        "base_bytes_download": files.identity["download_bytes"],
+        "sha256": sha256_file(folder / WEIGHTS),
+    }

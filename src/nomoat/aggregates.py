@@ -1,0 +1,146 @@
+"""From the compact rows of a report to every score, baseline and verdict in it.
+
+The same functions run when a report is written and when it is read again: that is how an edited number is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nomoat import wording
+from nomoat.report_schema import (
+    ARMS,
+    Arm,
+    Baseline,
+    CompactRow,
+    Comparison,
+    FamilyBaseline,
+    FamilyDifference,
+    FamilyScore,
+    Gate,
+    TierDifference,
+    TierScore,
+)
+from nomoat.statistics import paired_difference, tier_estimate
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Aggregates:
+    """Everything in a report that follows from its rows."""
+
+    arms: dict[str, Arm]
+    baselines: dict[str, Baseline]
+    comparison: Comparison
+
+
+def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) -> Aggregates:
+    """Compute all of a report's scores and comparisons from its rows; `gate` only enters the headline."""
+    tiers = {tier: [row for row in rows if row[1] == tier] for tier in wording.in_tier_order({row[1] for row in rows})}
+    arms = {arm: Arm(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in ARMS}
+    baselines = {tier: _baseline(of) for tier, of in tiers.items()}
+    against_base = _present({tier: _tier_difference(of, "base") for tier, of in tiers.items()})
+    comparison = Comparison(
+        primary=primary,
+        verdict=against_base[primary].verdict if primary in against_base else None,
+        retention_verdict=against_base["retention"].verdict if "retention" in against_base else None,
+        headline="",
+        tiers=against_base,
+        few_shot=_present({tier: _tier_difference(of, "few_shot") for tier, of in tiers.items()}),
+        families_below_baseline=_below_baseline(arms["adapter"], baselines),
+    )
+    headline = wording.headline(arms, comparison, gate)
+    return Aggregates(arms, baselines, comparison.model_copy(update={"headline": headline}))
+
+
+def _tier_score(rows: Sequence[CompactRow], arm: str) -> TierScore | None:
+    if not any(arm in row[4] for row in rows):
+        return None
+    families = _by_family(rows, lambda of: _family_score(of, arm))
+    note = f"speaks of {next(iter(families))} rows only: this tier has one family" if len(families) == 1 else None
+    return TierScore(**dict(_family_score(rows, arm)), families=families, note=note)
+
+
+def _family_score(rows: Sequence[CompactRow], arm: str) -> FamilyScore:
+    run = [row for row in rows if arm in row[4]]
+    scored = [row for row in run if row[4][arm] is not None]
+    estimate = tier_estimate(_values(scored, arm), [row[2] for row in scored], [row[3] for row in scored]) if scored else None
+    return FamilyScore(
+        n=len(scored),
+        groups=estimate.groups if estimate else 0,
+        score=estimate.score if estimate else None,
+        interval=estimate.interval if estimate else None,
+        unscored=len(run) - len(scored),
+        unstopped=sum(f"unstopped_{arm}" in row[4] for row in run),
+        lenient=_mean_over_families(rows, f"lenient_{arm}"),
+        bits_per_byte=_bits_per_byte(rows, f"bits_{arm}"),
+    )
+
+
+def _baseline(rows: Sequence[CompactRow]) -> Baseline:
+    return Baseline(**dict(_family_baseline(rows)), families=_by_family(rows, _family_baseline))
+
+
+def _family_baseline(rows: Sequence[CompactRow]) -> FamilyBaseline:
+    return FamilyBaseline(**{name: _mean_over_families(rows, name) for name in FamilyBaseline.model_fields})
+
+
+def _tier_difference(rows: Sequence[CompactRow], other: str) -> TierDifference | None:
+    whole = _family_difference(rows, other)
+    families = _present(_by_family(rows, lambda of: _family_difference(of, other)))
+    return TierDifference(**dict(whole), families=families) if whole else None
+
+
+def _family_difference(rows: Sequence[CompactRow], other: str) -> FamilyDifference | None:
+    """The adapter minus `other`, over the rows that both have a score for."""
+    both = [row for row in rows if row[4].get("adapter") is not None and row[4].get(other) is not None]
+    if not both:
+        return None
+    return paired(_values(both, "adapter"), _values(both, other), both)
+
+
+def paired(a: Sequence[float], b: Sequence[float], rows: Sequence[CompactRow]) -> FamilyDifference:
+    """`a` minus `b`, scores of the same rows in the same order."""
+    found = paired_difference(list(a), list(b), [row[2] for row in rows], [row[3] for row in rows])
+    return FamilyDifference(**{name: getattr(found, name) for name in FamilyDifference.model_fields})
+
+
+def _below_baseline(adapter: Arm, baselines: dict[str, Baseline]) -> dict[str, list[str]]:
+    """By tier with baselines: the families whose interval does not lie wholly above both."""
+    below: dict[str, list[str]] = {}
+    for tier, baseline in baselines.items():
+        scores = adapter.tiers[tier]
+        if scores and (baseline.majority is not None or baseline.nearest_row is not None):
+            below[tier] = [name for name, score in scores.families.items() if not _clears(score, baseline.families[name])]
+    return below
+
+
+def _clears(score: FamilyScore, baseline: FamilyBaseline) -> bool:
+    known = [value for value in (baseline.majority, baseline.nearest_row) if value is not None]
+    return score.interval is not None and score.interval[0] > max(known, default=0.0)
+
+
+def _by_family(rows: Sequence[CompactRow], compute: Callable[[list[CompactRow]], Found]) -> dict[str, Found]:
+    return {family: compute([row for row in rows if row[2] == family]) for family in sorted({row[2] for row in rows})}
+
+
+def _present(found: dict[str, Found | None]) -> dict[str, Found]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _values(rows: Sequence[CompactRow], key: str) -> list[float]:
+    return [float(value) for row in rows if (value := row[4].get(key)) is not None]
+
+
+def _mean_over_families(rows: Sequence[CompactRow], key: str) -> float | None:
+    means = [sum(values) / len(values) for values in _by_family(rows, lambda of: _values(of, key)).values() if values]
+    return sum(means) / len(means) if means else None
+
+
+def _bits_per_byte(rows: Sequence[CompactRow], key: str) -> float | None:
+    """Total bits over total bytes: a mean of ratios would let short references weigh most."""
+    pairs = [(bits, length) for row in rows if (bits := row[4].get(key)) is not None and (length := row[4].get("bytes"))]
+    return sum(bits * length for bits, length in pairs) / sum(length for _, length in pairs) if pairs else None

@@ -1,0 +1,135 @@
+"""Several runs beside each other: whether they may be compared, and by how much their adapters differ row by row.
+
+Two runs are comparable when they answered the same held-out rows, scored by the same scorers, decoded in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat.aggregates import paired
+from nomoat.errors import NomoatError
+from nomoat.files import read_json
+from nomoat.report import read_report, verify_files
+from nomoat.report_schema import FamilyDifference, Report
+from nomoat.wording import flattened, in_tier_order
+
+ARM = "adapter"
+EXPECTED_TO_DIFFER = ("created",)  # says nothing about why two runs differ
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Reports in the order asked for, and what follows from having them side by side."""
+
+    reports: tuple[Report, ...]
+    reference: int
+    """Index of the report that the others are measured against."""
+    obstacles: tuple[str, ...]
+    """Why the runs are not comparable; empty when they are."""
+    tiers: tuple[str, ...]
+    differences: tuple[dict[str, FamilyDifference], ...]
+    """For each report by tier: its adapter minus the reference's, paired on rows that both have a score for."""
+    recipe_changes: tuple[tuple[str, tuple[str, ...]], ...]
+    """(dotted key, each report's value) where recipes differ."""
+    environment_changes: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def load_run(path: Path) -> Report:
+    """The report of a run directory, checked against its rows and its files; or a report.json alone, checked against its rows."""
+    if path.suffix == ".json":
+        return read_report(path)
+    if not path.is_dir():
+        raise NomoatError(f"{path} is not a run directory: give the path of a finished run, such as runs/smoke-1a2b3c")
+    report = read_report(path / "report.json")
+    verify_files(report, path)
+    return report
+
+
+def finished_runs(runs_dir: Path) -> list[Path]:
+    """Run directories whose report says that they finished, by name; one whose report cannot be read is among them, to be refused."""
+    return sorted(path.parent for path in runs_dir.glob("*/report.json") if not _failed(path))
+
+
+def _failed(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("status") == "failed"
+
+
+def compare(reports: Sequence[Report], *, reference: int = 0, force: bool = False) -> Compared:
+    """Put reports side by side.
+
+    Raises NomoatError naming every field that makes them incomparable, unless `force`; the result then carries the
+    reasons, and whoever shows it has to say so beside each number.
+    """
+    obstacles = tuple(reason for other in reports for reason in obstacles_between(reports[reference], other))
+    if obstacles and not force:
+        raise NomoatError("these runs cannot be compared:\n" + "\n".join(f"  {reason}" for reason in obstacles) + "\n" + _ADVICE)
+    return Compared(
+        reports=tuple(reports),
+        reference=reference,
+        obstacles=obstacles,
+        tiers=tuple(in_tier_order({row[1] for report in reports for row in report.rows})),
+        differences=tuple(paired_tiers(report, reports[reference]) for report in reports),
+        recipe_changes=changed([report.recipe for report in reports]),
+        environment_changes=changed([report.provenance for report in reports]),
+    )
+
+
+_ADVICE = "score them on the same rows with the same version and settings, or go on with --force (FORCE=1), which labels every number"
+
+
+def obstacles_between(reference: Report, other: Report) -> list[str]:
+    """Each field in which two reports have to agree and do not, with both values."""
+    if other is reference:
+        return []
+    ours, theirs = _comparability(reference), _comparability(other)
+    reasons = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        mine, yours = ours.get(name, "not recorded"), theirs.get(name, "not recorded")
+        if mine != yours:
+            reasons.append(f"{name}: {reference.run} has {mine}, {other.run} has {yours}")
+        elif mine == "not recorded":
+            reasons.append(f"{name}: recorded by neither {reference.run} nor {other.run}")
+    if not reasons and {row[:4] for row in reference.rows} != {row[:4] for row in other.rows}:
+        counts = f"{reference.run} has {len(reference.rows)}, {other.run} has {len(other.rows)}"
+        reasons.append(f"scored rows: {counts}, and they are not the same ones")
+    return reasons
+
+
+def _comparability(report: Report) -> dict[str, str]:
+    """Everything a score depends on besides the model: held-out rows, scorers and decoding, as text."""
+    data = report.provenance.get("data") or {}
+    found = {
+        "held-out rows (data.heldout_sha256)": data.get("heldout_sha256"),
+        "scorer version (scorer_version)": report.provenance.get("scorer_version"),
+    }
+    decoding: dict[str, Any] = report.provenance.get("decoding") or {"": None}
+    texts = {name: "not recorded" if value is None else str(value) for name, value in found.items()}
+    leaves = {f"decoding ({key})": "not recorded" if text == "null" else text for key, text in flattened(decoding, "decoding")}
+    return texts | leaves
+
+
+def paired_tiers(report: Report, reference: Report) -> dict[str, FamilyDifference]:
+    """By tier, the adapter of `report` minus that of `reference`, over the rows that both scored."""
+    ours, theirs = ({row[0]: row for row in of.rows if row[4].get(ARM) is not None} for of in (report, reference))
+    shared = [row for row_id, row in ours.items() if row_id in theirs]
+    found = {}
+    for tier in in_tier_order({row[1] for row in shared}):
+        rows = [row for row in shared if row[1] == tier]
+        found[tier] = paired([row[4][ARM] or 0.0 for row in rows], [theirs[row[0]][4][ARM] or 0.0 for row in rows], rows)
+    return found
+
+
+def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(dotted key, each one's value) for the leaves that are not the same everywhere."""
+    leaves = [dict(flattened(part)) for part in parts]
+    keys = sorted({key for of in leaves for key in of} - set(EXPECTED_TO_DIFFER))
+    rows = [(key, tuple(of.get(key, "-") for of in leaves)) for key in keys]
+    return tuple((key, values) for key, values in rows if len(set(values)) > 1)

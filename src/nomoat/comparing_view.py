@@ -1,0 +1,117 @@
+"""A comparison in a terminal: scores, differences from the reference, cost, and what was not the same, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nomoat import wording
+from nomoat.comparing import ARM, Compared
+from nomoat.report_schema import Interval, Report
+
+NOT_COMPARABLE = "not comparable"
+MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer
+
+
+def print_comparison(found: Compared, console: Console) -> None:
+    """Print several runs side by side; where they were forced together every number says that it is not comparable."""
+    letters = [_letter(index) for index in range(len(found.reports))]
+    _print_runs(found, letters, console)
+    for reason in found.obstacles:
+        console.print(Text(f"{NOT_COMPARABLE}: {wording.visible(reason)}", style="bold red"))
+    blocks = [
+        (f"scores of the {ARM}, 95 % intervals", _score_table(found, letters)),
+        (f"difference from {letters[found.reference]}, paired row by row", _difference_table(found, letters)),
+        ("cost", _cost_table(found, letters)),
+        ("what differed in the recipe", _changes_table(found.recipe_changes, letters)),
+        ("what differed in the environment", _changes_table(found.environment_changes, letters)),
+    ]
+    for title, table in blocks:
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(table if table.row_count else Text("nothing"))
+
+
+def _letter(index: int) -> str:
+    """A, B, ... Z, A2, B2 ...: short names for long run names."""
+    return ascii_uppercase[index % 26] + (str(index // 26 + 1) if index >= 26 else "")
+
+
+def _print_runs(found: Compared, letters: Sequence[str], console: Console) -> None:
+    for index, (letter, report) in enumerate(zip(letters, found.reports, strict=True)):
+        marks = [mark for mark, holds in (("reference", index == found.reference), ("failed", report.status == "failed")) if holds]
+        console.print(Text(f"{letter}  {wording.visible(report.run)}" + (f" ({', '.join(marks)})" if marks else "")), soft_wrap=True)
+
+
+def _score_table(found: Compared, letters: Sequence[str]) -> Table:
+    table = _table("", *found.tiers)
+    for letter, report in zip(letters, found.reports, strict=True):
+        scores = [report.arms[ARM].tiers.get(tier) for tier in found.tiers]
+        table.add_row(letter, *(_cell(found, score.score, score.interval) if score else Text("-") for score in scores))
+    return table
+
+
+def _difference_table(found: Compared, letters: Sequence[str]) -> Table:
+    table = _table("", *found.tiers)
+    for index, letter in enumerate(letters):
+        if index == found.reference:
+            continue
+        cells = []
+        for tier in found.tiers:
+            difference = found.differences[index].get(tier)
+            cells.append(_cell(found, difference.difference, difference.interval, verdict=difference.verdict) if difference else Text("-"))
+        table.add_row(letter, *cells)
+    return table
+
+
+def _cell(found: Compared, value: float | None, interval: Interval | None, *, verdict: str = "") -> Text:
+    """Value, interval and verdict under one another, and the warning where the runs were forced together."""
+    signed = bool(verdict)
+    lines: list[str | tuple[str, str]] = [wording.number(value, signed=signed), (f"\n{wording.interval(interval, signed=signed)}", "dim")]
+    if verdict:
+        lines.append(f"\n{verdict}")
+    return _labelled(found, Text.assemble(*lines))
+
+
+def _labelled(found: Compared, cell: Text) -> Text:
+    return cell.append(f"\n{NOT_COMPARABLE}", style="red") if found.obstacles else cell
+
+
+def _cost_table(found: Compared, letters: Sequence[str]) -> Table:
+    table = _table("", "time", "money", "energy", "memory", "adapter")
+    for letter, report in zip(letters, found.reports, strict=True):
+        table.add_row(letter, *(_labelled(found, Text(value)) for value in _cost_values(report)))
+    return table
+
+
+def _cost_values(report: Report) -> list[str]:
+    cost = report.cost
+    rented = "" if cost.usd_as_if is None else f"\nas if {wording.money(cost.usd_as_if)}"
+    return [
+        wording.duration(cost.seconds),
+        wording.money(cost.usd) + rented,
+        wording.NOT_MEASURED if cost.energy_wh is None else f"{cost.energy_wh:.3g} Wh",
+        wording.size(cost.peak_memory_bytes),
+        wording.size(report.adapter.bytes),
+    ]
+
+
+def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequence[str]) -> Table:
+    """One line for each run and key: values are too long to stand beside each other."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for key, values in changes:
+        for index, (letter, value) in enumerate(zip(letters, values, strict=True)):
+            shown = wording.visible(value)
+            short = shown if len(shown) <= MAX_VALUE else f"{shown[:MAX_VALUE]}..."
+            table.add_row(Text(wording.visible(key) if index == 0 else ""), letter, Text(short))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(Text(wording.visible(column)), justify="left" if index == 0 else "right", vertical="top")
+    return table

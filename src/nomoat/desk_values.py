@@ -1,0 +1,176 @@
+"""Values for the slots of the shipped set: hand-written lists and generated forms, divided once into three parts.
+
+A value of an open pool (a name, a city, a reference number ...) belongs to train, validation or held-out for good,
+by a hash of the pool and the value; weekdays, small numbers and company endings are shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import string
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from pathlib import Path
+from typing import Any
+
+from nomoat.errors import NomoatError
+
+PARTS = ("train", "validation", "heldout")
+SHARES = {"train": 0.70, "validation": 0.08, "heldout": 0.22}
+SHARED = ("company_tails", "weekdays")  # lists too small to divide
+PART_OF_LIST = {"devices": "items"}  # a list that repeats values of another is divided as that one is
+PATTERNS = {  # A: a capital letter, a: a small one, #: a digit
+    "reference": ("A-#####", "AA####", "AAA-####", "##-####", "####/##", "A#A-###", "aa-####-a", "AA.###.##", "######", "A##-A##"),
+    "room": ("A##", "A#.##", "###", "A-###", "#A"),
+    "phone": ("555-####", "0## 555 ####", "+## 555 ### ###"),
+}
+FIRST_DAY, DAYS = date(2023, 1, 1), 6 * 365
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Three to five different things of one sort, one of them picked out, and one more that is not among them."""
+
+    all: tuple[str, ...]
+    target: str
+    new: str
+
+    @property
+    def rest(self) -> list[str]:
+        """All but the target, in their order."""
+        return [value for value in self.all if value != self.target]
+
+    @property
+    def replaced(self) -> list[str]:
+        """All, the new one standing where the target stood."""
+        return [self.new if value == self.target else value for value in self.all]
+
+    @property
+    def later(self) -> str:
+        """The target, or the last one where the target stands first: what can be moved to the front."""
+        return self.target if self.target != self.all[0] else self.all[-1]
+
+
+@dataclass(frozen=True)
+class Table:
+    """An invented table with two text columns and a number column, and what a question about it may name."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+    text: str
+    value: str
+    others: tuple[str, ...]  # more values of the `text` column
+    other: str
+    labels: tuple[str, ...]  # values of the `other` column, one a data row
+    number: str
+    limit: int
+
+    @property
+    def typed(self) -> str:
+        """The columns as a CREATE TABLE statement lists them."""
+        return ", ".join(f"{name} {kind}" for name, kind in self.columns)
+
+    @property
+    def named(self) -> str:
+        """The columns' names only."""
+        return ", ".join(name for name, _ in self.columns)
+
+
+def part_of(pool: str, value: object) -> str:
+    """The part of the set that a value of an open pool belongs to, for good."""
+    place = int(hashlib.sha256(f"{pool}:{value}".encode()).hexdigest()[:12], 16) / 16**12
+    return "train" if place < SHARES["train"] else "validation" if place < SHARES["train"] + SHARES["validation"] else "heldout"
+
+
+class Values:
+    """Draws values for slots; `part` says whose values may be drawn."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lists = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.txt"))}
+        self._divided: dict[tuple[str, str], list[str]] = {}
+        for name, values in self.lists.items():
+            if len(set(values)) < len(values) or not all(value == value.strip() and value for value in values):
+                raise NomoatError(f"{folder / name}.txt: a value is empty, padded with spaces or given twice")
+
+    def draw(self, slot: str, part: str, rng: random.Random, taken: list[Any]) -> Any:
+        """A value for `slot` (`person2` draws a person) that is not among those `taken`."""
+        pool = slot.rstrip(string.digits)
+        for _ in range(1000):
+            value = self._draw(pool, part, rng)
+            if value not in taken:
+                return value
+        raise NomoatError(f"slot {slot!r}: no value of part {part} is left")
+
+    def _draw(self, pool: str, part: str, rng: random.Random) -> Any:
+        if method := getattr(self, f"_{pool}", None):
+            return method(part, rng)
+        if pool in PATTERNS:
+            return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
+        return rng.choice(self.of(_list_of(pool), part))
+
+    def of(self, name: str, part: str) -> list[str]:
+        """The values of a list that belong to `part`; all of them where the list is shared."""
+        if name not in self.lists:
+            raise NomoatError(f"no list of values named {name!r} (known: {', '.join(self.lists)})")
+        if name in SHARED:
+            return self.lists[name]
+        if (name, part) not in self._divided:
+            pool = PART_OF_LIST.get(name, name)
+            self._divided[name, part] = [value for value in self.lists[name] if part_of(pool, value) == part]
+        return self._divided[name, part]
+
+    def _until(self, pool: str, part: str, make: Any) -> Any:
+        while part_of(pool, value := make()) != part:
+            pass
+        return value
+
+    def _person(self, part: str, rng: random.Random) -> str:
+        return f"{rng.choice(self.of('first_names', part))} {rng.choice(self.of('last_names', part))}"
+
+    def _company(self, part: str, rng: random.Random) -> str:
+        return f"{rng.choice(self.of('company_heads', part))} {rng.choice(self.of('company_tails', part))}"
+
+    def _date(self, part: str, rng: random.Random) -> date:
+        return self._until("date", part, lambda: FIRST_DAY + timedelta(days=rng.randrange(DAYS)))
+
+    def _time(self, part: str, rng: random.Random) -> time:
+        return self._until("time", part, lambda: time(rng.randrange(7, 20), 5 * rng.randrange(12)))
+
+    def _amount(self, part: str, rng: random.Random) -> float:
+        """A price whose last digit is not 0, so that its text and its number look the same."""
+        return self._until("amount", part, lambda: (10 * rng.randrange(50, 9000) + rng.randrange(1, 10)) / 100)
+
+    def _quantity(self, part: str, rng: random.Random) -> int:
+        return rng.randrange(2, 60)
+
+    def _list(self, part: str, rng: random.Random) -> Listing:
+        names = rng.choice(("cities", "items", "topics", "first_names", "company_heads", "reference"))
+        size = rng.randrange(3, 5 if names == "reference" else 6)  # digits make long answers: many tokenizers give each its own token
+        chosen: list[str] = []
+        while len(chosen) <= size:
+            chosen.append(self.draw("reference" if names == "reference" else names, part, rng, chosen))
+        return Listing(tuple(chosen[:size]), chosen[rng.randrange(size)], chosen[size])
+
+    def _table(self, part: str, rng: random.Random) -> Table:
+        sorts = {"place_columns": "cities", "person_columns": "first_names", "thing_columns": "items"}
+        text, other = rng.sample(sorted(sorts), 2)
+        names = [self.draw(pool, part, rng, []) for pool in ("tables", text, other, "number_columns")]
+        columns = [(names[1], "TEXT"), (names[2], "TEXT"), (names[3], "INTEGER")]
+        rng.shuffle(columns)
+        values = rng.sample(self.of(sorts[text], part), 3)
+        labels = tuple(rng.sample(self.of(sorts[other], part), 6))
+        return Table(names[0], tuple(columns), names[1], values[0], tuple(values[1:]), names[2], labels, names[3], rng.randrange(12, 90))
+
+
+def _list_of(pool: str) -> str:
+    """The list that a slot draws from: `city` from cities.txt, `item` from items.txt, a list's own name from itself."""
+    return pool if pool.endswith("s") else "cities" if pool == "city" else f"{pool}s"
+
+
+def _from_pattern(pattern: str, rng: random.Random) -> str:
+    """`A-##` as 'K-48'; letters that look like digits are left out, a number does not start with 0."""
+    letters = "ABCDEFGHJKLMNPQRSTUVWXYZ"
+    alphabets = {"A": letters, "a": letters.lower().replace("l", ""), "#": string.digits}
+    made = "".join(rng.choice(alphabets.get(sign, sign)) for sign in pattern)
+    return made if made[0] != "0" or pattern.startswith("0") else "4" + made[1:]

@@ -1,0 +1,91 @@
+"""Which device, which precision, how many threads: chosen by capability and always said."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nomoat.errors import NomoatError
+from nomoat.recipe import Hardware, Recipe
+
+QUANTISED = ("int8", "nf4")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the work is done. `memory_bytes` is the device's own memory, or the machine's for a CPU."""
+
+    kind: str  # cuda, mps or cpu
+    name: str
+    memory_bytes: int
+    threads: int
+
+    def record(self) -> dict[str, Any]:
+        """For environment.json and the ledger."""
+        return {**asdict(self), "architecture": platform.machine(), "cores": os.cpu_count()}
+
+
+def choose_device(hardware: Hardware) -> Device:
+    """The stated device, or cuda, then mps, then cpu; sets torch's threads. NomoatError if the stated one is not there."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = hardware.device
+    if kind == "auto":
+        kind = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[kind]:
+        usable = " or ".join(name for name, here in there.items() if here)
+        raise NomoatError(f"hardware.device: '{kind}' is not available here; use {usable}, or auto")
+    if hardware.threads is not None:
+        torch.set_num_threads(hardware.threads)
+    if kind == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return Device("cuda", properties.name, properties.total_memory, torch.get_num_threads())
+    return Device(kind, _processor_name(), _machine_memory(), torch.get_num_threads())
+
+
+def _processor_name() -> str:
+    import torch
+
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def _machine_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def training_precision(recipe: Recipe, device: Device) -> str:
+    """The recipe's precision, or for auto: bfloat16 where the hardware multiplies it natively, else float32."""
+    if recipe.precision != "auto":
+        return _supported(recipe.precision, device)
+    return "bfloat16" if _has_bfloat16(device) else "float32"
+
+
+def _supported(precision: str, device: Device) -> str:
+    if device.kind == "mps" and precision in QUANTISED:
+        raise NomoatError(
+            f"precision: {precision} needs bitsandbytes, whose kernels do not run on mps; use bfloat16 or float32, or hardware.device=cpu"
+        )
+    return precision
+
+
+def _has_bfloat16(device: Device) -> bool:
+    import torch
+
+    if device.kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.kind == "mps":
+        return False  # not measured by us: float32 is the safe choice, bfloat16 can be stated
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's name for it
+
+
+def scoring_precision(precision: str, device: Device) -> str:
+    """Float32 on a CPU, where bfloat16 answers change with the rows that share their batch; elsewhere as trained."""
+    if precision in QUANTISED:
+        return precision
+    return "float32" if device.kind == "cpu" else precision

@@ -1,0 +1,158 @@
+"""Scoring the arms on held-out rows: the base as it was, the base with examples, and the adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nomoat.bases import BaseFiles, cache_folder
+from nomoat.conversation import Conversation
+from nomoat.files import read_lines, sha256_of, write_lines
+from nomoat.generation import Generator, Question, batch_plan
+from nomoat.recipe import Eval
+from nomoat.rows import Row
+from nomoat.scoring import SCORER_VERSION, score
+
+FEW_SHOT_ROWS = 4
+NO_EXAMPLES = ("family", "retention")  # tiers for which training has no rows to show
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is scored: which rows, with which examples before them, and whether the adapter is on."""
+
+    name: str
+    rows: tuple[Row, ...]
+    examples: dict[str, tuple[Row, ...]]  # family -> worked examples; empty but for few_shot
+    adapter: bool
+
+
+def choose_heldout(rows: Sequence[Row], settings: Eval) -> tuple[Row, ...]:
+    """Rows of the recipe's tiers, at most `max_rows`, chosen by a stable hash so that every run takes the same."""
+    wanted = [row for row in rows if row.tier in settings.tiers]
+    if len(wanted) <= settings.max_rows:
+        return tuple(wanted)
+    kept = set(sorted((row.id for row in wanted), key=_stable)[: settings.max_rows])
+    return tuple(row for row in wanted if row.id in kept)
+
+
+def draw_examples(train: Sequence[Row]) -> dict[str, tuple[Row, ...]]:
+    """Four training rows a family, of different phrasings where there are as many, drawn by a stable hash of their ids."""
+    drawn: dict[str, tuple[Row, ...]] = {}
+    for family in dict.fromkeys(row.family for row in train):
+        rows = sorted((row for row in train if row.family == family), key=lambda row: _stable(row.id))
+        first_of_group = {row.group: row for row in reversed(rows)}
+        preferred = [row for row in rows if first_of_group[row.group] is row]
+        rest = [row for row in rows if first_of_group[row.group] is not row]
+        drawn[family] = tuple([*preferred, *rest][:FEW_SHOT_ROWS])
+    return drawn
+
+
+def _stable(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_arms(names: Sequence[str], heldout: tuple[Row, ...], examples: dict[str, tuple[Row, ...]]) -> list[Arm]:
+    """The recipe's arms, in the order base, few_shot, adapter."""
+    shown = tuple(row for row in heldout if row.tier not in NO_EXAMPLES and row.family in examples)
+    every = [Arm("base", heldout, {}, False), Arm("few_shot", shown, examples, False), Arm("adapter", heldout, {}, True)]
+    return [arm for arm in every if arm.name in names]
+
+
+def score_arm(
+    arm: Arm, model: Any, conversation: Conversation, settings: Eval, *, on_rows: Callable[[int], None] = lambda _: None
+) -> list[dict[str, Any]]:
+    """One record a row (see `_record`), in the order of the arm's rows. `on_rows` hears how many rows were finished."""
+    questions = [_question(row, arm, conversation) for row in arm.rows]
+    records: list[dict[str, Any] | None] = [None] * len(questions)
+    generator = Generator(model, conversation, max_new_tokens=settings.max_new_tokens)
+    off = nullcontext() if arm.adapter or not hasattr(model, "disable_adapter") else model.disable_adapter()
+    with off:
+        for batch in _batches(questions, arm, settings):
+            answers, likelihoods = generator.answer([questions[number] for number in batch])
+            for number, answer, likelihood in zip(batch, answers, likelihoods, strict=True):
+                text = conversation.decode(list(answer.ids))
+                records[number] = _record(arm.rows[number], text, answer.stopped, len(answer.ids), likelihood)
+            on_rows(len(batch))
+    return [record for record in records if record is not None]
+
+
+def _question(row: Row, arm: Arm, conversation: Conversation) -> Question:
+    messages = conversation.messages(row, arm.examples.get(row.family, ()))
+    return Question(row.id, conversation.prompt_ids(messages), conversation.completion_ids(row.completion))
+
+
+def _batches(questions: Sequence[Question], arm: Arm, settings: Eval) -> Iterator[list[int]]:
+    """Batches by family for few_shot, whose examples are then computed once a batch; else over all rows."""
+    families = list(dict.fromkeys(row.family for row in arm.rows)) if arm.examples else [None]
+    for family in families:
+        numbers = [number for number, row in enumerate(arm.rows) if family in (None, row.family)]
+        for batch in batch_plan([questions[number] for number in numbers], settings.batch_rows):
+            yield [numbers[place] for place in batch]
+
+
+def _record(row: Row, output: str, stopped: bool, tokens: int, likelihood: float) -> dict[str, Any]:
+    """A line of eval/<arm>.jsonl; bits per byte are of the reference answer, its end-of-turn token included."""
+    result = score(output, row)
+    size = len(row.completion.encode())
+    return {
+        "id": row.id,
+        "tier": row.tier,
+        "family": row.family,
+        "group": row.group,
+        "prompt": row.prompt,
+        "target": row.completion,
+        "output": output,
+        "score": result.value,
+        "lenient": result.lenient,
+        "note": result.note,
+        "stopped": stopped,
+        "tokens": tokens,
+        "bits_per_byte": -likelihood / math.log(2) / max(1, size),
+        "target_bytes": size,
+    }
+
+
+def decoding_of(settings: Eval, dtype: str, device: str) -> dict[str, Any]:
+    """How answers are produced: runs that differ here cannot be compared."""
+    return {
+        "method": "greedy",
+        "max_new_tokens": settings.max_new_tokens,
+        "batch_rows": settings.batch_rows,
+        "order": "longest prompt first, few_shot by family",
+        "padding": "left",
+        "dtype": dtype,
+        "device": device,
+    }
+
+
+def arm_key(arm: Arm, files: BaseFiles, conversation: Conversation, decoding: dict[str, Any], threads: int, device_name: str) -> str:
+    """Two equal keys promise equal answers, so that an untouched base is scored once a machine."""
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    rows = [row.record() for row in arm.rows]
+    shown = {family: [row.record() for row in examples] for family, examples in arm.examples.items()}
+    return sha256_of(
+        [files.name, files.identity, rows, shown, conversation.fingerprint, SCORER_VERSION, versions, decoding, threads, device_name]
+    )
+
+
+def cached_arm(key: str) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:
+    """Records of an arm scored before, and what it cost then; None when there are none."""
+    lines = list(read_lines(_cached_path(key)))
+    return (lines[1:], lines[0]) if len(lines) > 1 else None
+
+
+def keep_arm(key: str, records: list[dict[str, Any]], cost: dict[str, Any]) -> None:
+    """Keep an arm's records beside what they cost and when."""
+    write_lines(_cached_path(key), [{**cost, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}, *records])
+
+
+def _cached_path(key: str) -> Path:
+    return cache_folder() / "arms" / f"{key[:32]}.jsonl"

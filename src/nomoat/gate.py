@@ -1,0 +1,118 @@
+"""Is the adapter real? Checked from disk, in a fresh base, at the end of every training.
+
+An empty file, a target that matched nothing, weights that never moved or an adapter that is not loaded all look like
+success elsewhere; here each is a failed check with its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat.adapters import WEIGHTS
+from nomoat.conversation import Rendered
+from nomoat.files import write_json
+from nomoat.training import Rows, mean_loss
+
+PROBE_ROWS = 2  # whose logits are compared
+LOSS_ROWS = 32  # fixed training rows whose loss must fall
+MARGIN = 100  # times the reload error
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question with its answer; `detail` holds the numbers."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """All checks; the run fails if one fails."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def write(self, path: Path) -> None:
+        """Record it in the run directory."""
+        write_json(path, {"passed": self.passed, "checks": [asdict(check) for check in self.checks]})
+
+
+def check_tensors(folder: Path, initial: dict[str, Any]) -> list[Check]:
+    """The saved tensors against those the adapter started from: all there, all finite, all moved."""
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
+    missing = sorted(set(initial) - set(saved))
+    present = Check("complete", bool(saved) and not missing, f"{len(saved)} of {len(initial)} tensors saved{_some(missing)}")
+    broken = sorted(name for name, tensor in saved.items() if not bool(tensor.isfinite().all()))
+    finite = Check("finite", not broken, f"{len(broken)} tensors hold NaN or infinity{_some(broken)}")
+    still = sorted(name for name, tensor in saved.items() if name in initial and bool((tensor == initial[name]).all()))
+    moved = Check(
+        "every tensor moved", bool(saved) and not still, f"{len(still)} of {len(saved)} tensors equal their initial value{_some(still)}"
+    )
+    return [present, finite, moved]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f" (such as {names[0]})" if names else ""
+
+
+def probe_logits(model: Any, rows: Sequence[Rendered]) -> Any:
+    """Float32 logits (tokens, vocabulary) of the first rows, each run alone."""
+    import torch
+
+    with torch.inference_mode():
+        parts = []
+        for row in rows[:PROBE_ROWS]:
+            ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]], device=model.device)
+            parts.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
+    return torch.cat(parts)
+
+
+def check_effect(reloaded: Any, trained_logits: Any, rows: Rows, *, expect_no_gain: bool) -> list[Check]:
+    """The reloaded adapter against the trained one and against the base it sits on.
+
+    `reloaded` is a fresh base with the adapter from disk, in the precision of training; `trained_logits` are
+    `probe_logits` of the model as training left it.
+    """
+    with_adapter = probe_logits(reloaded, rows.train)
+    fixed = list(rows.train[:LOSS_ROWS])
+    adapter_loss = mean_loss(reloaded, rows, fixed)
+    with reloaded.disable_adapter():
+        without = probe_logits(reloaded, rows.train)
+        base_loss = mean_loss(reloaded, rows, fixed)
+    error = float((with_adapter - trained_logits).abs().max())
+    change = float((with_adapter - without).abs().max())
+    return [
+        Check("changes the logits", change > MARGIN * error and change > 0, f"by up to {change:.3g}; reloading differs by {error:.3g}"),
+        _finding(
+            Check(
+                "lowers the loss",
+                adapter_loss < base_loss,
+                f"{adapter_loss:.4f} against {base_loss:.4f} nats a token on {len(fixed)} training rows",
+            ),
+            expect_no_gain,
+        ),
+    ]
+
+
+def check_outputs(base: Sequence[dict[str, Any]], adapter: Sequence[dict[str, Any]], *, expect_no_gain: bool) -> Check:
+    """Held-out answers of the two arms: if every one is the same, the adapter was not at work."""
+    same = sum(one["output"] == other["output"] for one, other in zip(base, adapter, strict=True))
+    return _finding(Check("answers differ", same < len(base), f"{same} of {len(base)} held-out answers equal the base's"), expect_no_gain)
+
+
+def _finding(check: Check, expected: bool) -> Check:
+    """Where no gain is expected, a missing gain is reported and does not fail the run."""
+    if check.passed or not expected:
+        return check
+    return Check(check.name, True, f"not met, as eval.expect_no_gain allows: {check.detail}")

@@ -1,0 +1,105 @@
+"""Does a held-out row stand in the training data? Three questions, from the same prompt to a shared run of words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nomoat.rows import Row, normalise
+
+GRAM = 13  # words; the length of the overlap check in Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C
+PHRASING_TIERS = ("phrasing", "family")  # their wording must be new; `values` rows share theirs with training on purpose
+MAX_EXAMPLES = 10
+_MASK = " \u25a2 "  # a symbol that normalise() keeps
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One held-out (or validation) row, the earlier row it repeats, and the text they share after normalising."""
+
+    kind: str
+    row_id: str
+    seen_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """How many rows repeat an earlier one: whole prompt, prompt with its slots masked, or a run of 13 words."""
+
+    exact: int
+    masked: int
+    ngram: int
+    examples: tuple[Leak, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """True when nothing was found."""
+        return not (self.exact or self.masked or self.ngram)
+
+    def record(self) -> dict[str, Any]:
+        """The report as rows.json keeps it."""
+        return asdict(self)
+
+
+def audit(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row], *, user_data: bool) -> LeakReport:
+    """Look for held-out rows in the training and validation rows.
+
+    Prompts are compared whole for every row, no tier exempt (validation against training too). Rows whose wording
+    should be new are compared again with slot values masked, whole and by runs of 13 words; a shorter prompt is one
+    run. A user's rows have no slots: all of them are compared by runs of words of the raw text.
+    """
+    seen = [*train, *validation]
+    new_wording = [row for row in heldout if user_data or row.tier in PHRASING_TIERS]
+    exact = _repeats("exact", validation, train, _whole) + _repeats("exact", heldout, seen, _whole)
+    masked = [] if user_data else _repeats("masked", new_wording, seen, _whole_masked)
+    ngram = _repeats("ngram", new_wording, seen, _grams if user_data else _masked_grams)
+    return LeakReport(len(exact), len(masked), len(ngram), tuple((exact + masked + ngram)[:MAX_EXAMPLES]))
+
+
+def masked_text(row: Row) -> str:
+    """The prompt, normalised, with every slot value replaced by one symbol (longest values first, whole words only)."""
+    if not row.slots:
+        return normalise(row.prompt)
+    values = sorted(set(row.slots), key=lambda value: (-len(value), value))
+    pattern = "|".join(re.escape(value) for value in values)
+    return normalise(re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _MASK, row.prompt))
+
+
+def _repeats(kind: str, rows: Sequence[Row], seen: Iterable[Row], parts_of: Any) -> list[Leak]:
+    """One leak for each of `rows` that shares a part with a row in `seen`; memory is for the parts of `rows` only."""
+    wanted: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        for part in parts_of(row):
+            wanted.setdefault(part, []).append(place)
+    found: dict[int, Leak] = {}
+    for earlier in seen:
+        for part in parts_of(earlier):
+            for place in wanted.pop(part, ()):
+                found.setdefault(place, Leak(kind, rows[place].id, earlier.id, part))
+    return [found[place] for place in sorted(found)]
+
+
+def _whole(row: Row) -> Iterator[str]:
+    yield normalise(row.prompt)
+
+
+def _whole_masked(row: Row) -> Iterator[str]:
+    yield masked_text(row)
+
+
+def _grams(row: Row) -> Iterator[str]:
+    return _runs(normalise(row.prompt))
+
+
+def _masked_grams(row: Row) -> Iterator[str]:
+    return _runs(masked_text(row))
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Every run of 13 words; a shorter text is one run."""
+    words = text.split()
+    for start in range(max(1, len(words) - GRAM + 1)):
+        yield " ".join(words[start : start + GRAM])

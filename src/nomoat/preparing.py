@@ -1,0 +1,125 @@
+"""From a recipe to rows ready for the model: loaded, divided, audited for leaks, rendered, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat.conversation import Conversation, Rendered
+from nomoat.errors import NomoatError
+from nomoat.evaluation import choose_heldout, draw_examples
+from nomoat.following import too_long
+from nomoat.leaks import LeakReport, audit
+from nomoat.recipe import Recipe
+from nomoat.recipe_file import is_file_of_rows
+from nomoat.rows import Row, RowSet, load_set, load_user_rows, split_rows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a run: rendered ones for training, plain ones for scoring, and what rows.json says of them."""
+
+    train: tuple[Rendered, ...]
+    validation: tuple[Rendered, ...]
+    validation_bytes: int
+    heldout: tuple[Row, ...]
+    examples: dict[str, tuple[Row, ...]]
+    record: dict[str, Any]
+
+
+def load_rows(recipe: Recipe, root: Path) -> tuple[RowSet, LeakReport]:
+    """The recipe's rows, audited. Raises NomoatError when a held-out row leaked and the recipe gives no reason to go on."""
+    own = is_file_of_rows(recipe.data.rows)
+    if own:
+        path = Path(recipe.data.rows).expanduser()
+        rows = split_rows(load_user_rows(path), recipe.data.validation, recipe.data.heldout, name=path.stem)
+    else:
+        rows = load_set(recipe.data.rows, root)
+    for part, found in (("train", rows.train), ("validation", rows.validation), ("heldout", rows.heldout)):
+        if not found:
+            raise NomoatError(f"data.rows: {recipe.data.rows} leaves no {part} rows; it needs more rows, or more groups")
+    leaks = audit(rows.train, rows.validation, rows.heldout, user_data=own)
+    if not leaks.clean and recipe.data.allow_leaks is None:
+        raise NomoatError(_leak_message(recipe, leaks))
+    return rows, leaks
+
+
+def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
+    shown = "\n".join(f"  {leak.kind}: {leak.row_id} repeats {leak.seen_id}: {leak.text[:80]!r}" for leak in leaks.examples[:5])
+    return (
+        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows ({leaks.exact} exact, {leaks.masked} with slots "
+        f"masked, {leaks.ngram} by 13 words), so a score would mean nothing:\n{shown}\n"
+        'Remove them, give rows that belong together one `group`, or state why it is acceptable: data.allow_leaks: "reason"'
+    )
+
+
+def take_fraction(rows: tuple[Row, ...], fraction: float) -> tuple[Row, ...]:
+    """That share of each family's rows, chosen by a stable hash: half of the rows contains the quarter."""
+    if fraction == 1:
+        return rows
+    kept: set[str] = set()
+    for family in dict.fromkeys(row.family for row in rows):
+        ids = sorted((row.id for row in rows if row.family == family), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        kept |= set(ids[: max(1, round(fraction * len(ids)))])
+    return tuple(row for row in rows if row.id in kept)
+
+
+def prepare(recipe: Recipe, rows: RowSet, leaks: LeakReport, conversation: Conversation) -> Prepared:
+    """Render training and validation rows, drop what does not fit, choose the held-out rows and the worked examples."""
+    limit = recipe.train.max_row_tokens
+    train, train_record = _render(take_fraction(rows.train, recipe.data.fraction), conversation, limit, "training")
+    validation, validation_record = _render(rows.validation, conversation, limit, "validation")
+    heldout = choose_heldout(rows.heldout, recipe.eval)
+    if not any(row.tier == recipe.eval.primary for row in heldout):
+        raise NomoatError(
+            f"eval.primary: no held-out row has tier '{recipe.eval.primary}'; tiers here: {', '.join(sorted({r.tier for r in heldout}))}"
+        )
+    kept = {row.row_id for row in validation}
+    record = {
+        "train": train_record,
+        "validation": validation_record,
+        "heldout": {"available": len(rows.heldout), "scored": len(heldout), "families": _by_tier(heldout)},
+        "leaks": leaks.record(),
+        "decoded_sample": _decoded(train[0], conversation),
+    }
+    return Prepared(
+        train,
+        validation,
+        sum(len(row.completion.encode()) for row in rows.validation if row.id in kept),
+        heldout,
+        draw_examples(rows.train),  # of all rows, so that every fraction has the same few-shot arm
+        record,
+    )
+
+
+def _render(rows: Sequence[Row], conversation: Conversation, limit: int, what: str) -> tuple[tuple[Rendered, ...], dict[str, Any]]:
+    every = [conversation.render(row) for row in rows]
+    dropped = too_long(every, limit)
+    kept = tuple(row for row in every if row.length <= limit)
+    if not kept:
+        shortest = min(row.length for row in every)
+        raise NomoatError(f"all {len(every)} {what} rows are too long: the shortest has {shortest} tokens, train.max_row_tokens is {limit}")
+    ids = {row.row_id for row in kept}
+    record = {
+        "rows": len(kept),
+        "tokens": sum(row.length for row in kept),
+        "trained_tokens": sum(len(row.completion_ids) for row in kept),
+        "dropped": dropped,
+        "families": dict(Counter(row.family for row in rows if row.id in ids)),
+    }
+    return kept, record
+
+
+def _by_tier(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    tiers = dict.fromkeys(row.tier for row in rows)
+    return {tier: dict(Counter(row.family for row in rows if row.tier == tier)) for tier in tiers}
+
+
+def _decoded(row: Rendered, conversation: Conversation) -> dict[str, str]:
+    """One row as the model sees it, special tokens shown, so that a wrong mask or template is seen by a reader."""
+    decode = conversation.tokenizer.decode
+    return {"prompt": decode(list(row.prompt_ids)), "trained": decode(list(row.completion_ids))}

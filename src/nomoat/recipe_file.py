@@ -1,0 +1,160 @@
+"""From YAML files and `section.key=value` overrides to a Recipe, with every problem reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from nomoat.errors import NomoatError, RecipeError
+from nomoat.files import canonical_json
+from nomoat.recipe import Recipe
+from nomoat.strict_yaml import parse_yaml
+
+MAX_PARENTS = 8
+SOURCES = ("wheel", "hub", "path")  # alternatives of `base`: choosing one starts the block anew
+
+
+def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = (), *, folder: Path | None = None) -> Recipe:
+    """Read `path`, its parents and the overrides into one Recipe; RecipeError lists every problem.
+
+    Paths inside are relative to `folder`, by default the recipe's own (a run's recipe.yaml has them resolved already).
+    """
+    raw = _read_with_parents(path, ())
+    for override in overrides:
+        raw = _merge(raw, _parse_override(override))
+    raw.setdefault("name", path.stem)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(str(path), describe(error)) from None
+    return _with_portable_paths(recipe, path.parent if folder is None else folder)
+
+
+def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen or len(seen) >= MAX_PARENTS:
+        raise NomoatError(f"{path}: `extends` goes round in a circle or deeper than {MAX_PARENTS} files")
+    value = parse_yaml(_read_text(path), str(path))
+    if not isinstance(value, dict):
+        raise NomoatError(f"{path} holds {type(value).__name__}, not a recipe: expected keys such as base, data, lora, train")
+    parent = value.pop("extends", None)
+    if parent is None:
+        return value
+    if not isinstance(parent, str):
+        raise NomoatError(f"{path}: extends is {parent!r}; expected the file name of another recipe")
+    return _merge(_read_with_parents(path.parent / parent, (*seen, path.resolve())), value)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.stem, sorted(p.stem for p in path.parent.glob("*.yaml")), n=3)
+        hint = f"; did you mean {' or '.join(str(path.parent / f'{name}.yaml') for name in near)}?" if near else ""
+        raise NomoatError(f"there is no recipe {path}{hint}") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise NomoatError(f"{path} is not a readable recipe file: {error}") from None
+
+
+def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """Child over parent, key by key; a block of alternatives (base, rate) is replaced, not mixed."""
+    merged = dict(parent)
+    for key, value in child.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(key, value):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _replaces(key: str, value: dict[str, Any]) -> bool:
+    return key == "rate" or (key == "base" and any(source in value for source in SOURCES))
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise NomoatError(f"the override '{override}' is not of the form section.key=value, as in train.learning_rate=1e-3")
+    value: Any = parse_yaml(text, f"the override '{override}'")
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line a problem: dotted path, what is wrong, the value seen, the nearest known key for a typo."""
+    return [_describe_one(item) for item in error.errors(include_url=False)]
+
+
+def _describe_one(item: Any) -> str:
+    keys = [str(part) for part in item["loc"] if not str(part).startswith("<")]
+    path = ".".join(keys) or "recipe"
+    if item["type"] == "extra_forbidden":
+        return f"{path}: no such key{_nearest(keys)}"
+    if item["type"] == "missing":
+        return f"{path}: missing; this key is required"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    seen = item.get("input")
+    shown = "" if isinstance(seen, dict) else f" (seen: {canonical_json(seen) if _is_plain(seen) else repr(seen)})"
+    return f"{path}: {message}{shown}"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | bool | int | list) or value is None
+
+
+def _nearest(keys: list[str]) -> str:
+    known = _known_keys(Recipe)
+    siblings = [name for name in known if name.rpartition(".")[0] == ".".join(keys[:-1])]
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    beside = {name.rpartition(".")[2]: name for name in siblings}
+    for known_here in (beside, leaves):
+        near = difflib.get_close_matches(keys[-1], sorted(known_here), n=1, cutoff=0.6)
+        if near:
+            return f"; did you mean {known_here[near[0]]}?"
+    return f"; known keys here: {', '.join(sorted(name.rpartition('.')[2] for name in siblings))}"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        for kind in _models_in(field.annotation):
+            names += _known_keys(kind, f"{prefix}{name}.")
+    return names
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _with_portable_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Paths in a recipe are relative to its file; the home folder is written as ~ so that no run names its user."""
+    base, data = recipe.base, recipe.data
+    if base.path is not None:
+        base = base.model_copy(update={"path": portable(folder / Path(base.path).expanduser())})
+    if is_file_of_rows(data.rows):
+        data = data.model_copy(update={"rows": portable(folder / Path(data.rows).expanduser())})
+    return recipe.model_copy(update={"base": base, "data": data})
+
+
+def is_file_of_rows(rows: str) -> bool:
+    """Whether `data.rows` names a file rather than a shipped set."""
+    return Path(rows).suffix in (".jsonl", ".csv", ".parquet") or os.sep in rows
+
+
+def portable(path: Path) -> str:
+    """`path` as a run may record it: relative to the current folder where it lies below it, else with ~ for home."""
+    absolute = Path(os.path.abspath(path))
+    for root, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if absolute.is_relative_to(root):
+            return f"{prefix}{absolute.relative_to(root)}"
+    return str(absolute)

@@ -1,0 +1,110 @@
+"""The two views of a report: the terminal summary, which is here, and the page, which is `report_page`.
+
+The summary gives verdict, scores, baselines, cost and where the rest is, in 80 columns.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nomoat import facts, wording
+from nomoat.report_page import render_html
+from nomoat.report_schema import ARMS, Interval, Report
+
+__all__ = ["print_summary", "render_html"]
+
+STYLES = {"better": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
+
+
+def print_summary(report: Report, console: Console, *, where: str | None = None) -> None:
+    """Print what a run came to; `where` is the path of its report.html, said last."""
+    console.print()
+    console.print(Text(wording.visible(report.comparison.headline), style=_style(report)))
+    if report.baselines:
+        _print_blocks(console, _score_table(report), _baseline_table(report))
+        _print_blocks(console, *(facts.score_notes(report) + _below(report)), apart=False)
+    _print_blocks(console, *facts.lost_sentences(report), apart=False)
+    _print_blocks(console, _fact_table(report), _phase_table(report))
+    if reused := facts.reused_sentence(report):
+        _print_blocks(console, reused)
+    if where:
+        console.print(f"\nreport: {where}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _style(report: Report) -> str:
+    if report.status == "failed":
+        return STYLES["worse"]
+    return STYLES.get(report.comparison.verdict or "", "bold")
+
+
+def _score_table(report: Report) -> Table:
+    """Score over interval for each arm, so that all arms fit into 80 columns."""
+    table = _table("tier", "base", "few-shot", "adapter", "difference", "verdict")
+    for tier in wording.in_tier_order(set(report.baselines)):
+        difference = report.comparison.tiers.get(tier)
+        adapter = report.arms["adapter"].tiers.get(tier)
+        verdict = difference.verdict if difference else "-"
+        table.add_row(
+            Text.assemble(wording.visible(tier), (f"\n{adapter.n} in {adapter.groups}" if adapter else "", "dim")),
+            *(_number_cell(found.score, found.interval) if (found := report.arms[arm].tiers.get(tier)) else Text("-") for arm in ARMS),
+            _number_cell(difference.difference, difference.interval, signed=True) if difference else Text("-"),
+            Text.assemble((verdict, STYLES.get(verdict, "")), (f"\n{wording.p_value(difference.p_value)}" if difference else "", "dim")),
+        )
+    return table
+
+
+def _number_cell(value: float | None, bounds: Interval | None, *, signed: bool = False) -> Text:
+    if value is None:
+        return Text("-")
+    return Text.assemble(wording.number(value, signed=signed), ("\n" + wording.interval(bounds, signed=signed), "dim"))
+
+
+def _baseline_table(report: Report) -> Table:
+    table = _table("to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot")
+    for tier, baseline in report.baselines.items():
+        values = (baseline.majority, baseline.nearest_row, baseline.lenient_base, baseline.lenient_adapter)
+        few_shot = report.comparison.few_shot.get(tier)
+        gain = wording.number(few_shot.difference, signed=True) if few_shot else "-"
+        table.add_row(wording.visible(tier), *(wording.number(value) for value in values), gain)
+    return table
+
+
+def _below(report: Report) -> list[str]:
+    below = report.comparison.families_below_baseline
+    return [f"not clear of its baselines on {tier}: {', '.join(names)}." for tier, names in below.items() if names]
+
+
+def _fact_table(report: Report) -> Table:
+    table = _grid()
+    for fact in [*facts.spent_facts(report), facts.adapter_fact(report)]:
+        table.add_row(fact.name, Text(fact.value, style="bold"), Text(wording.visible(fact.more), style="dim"))
+    return table
+
+
+def _phase_table(report: Report) -> Table:
+    table = _grid()
+    total = report.cost.seconds or 1.0
+    for name, seconds in facts.phase_seconds(report):
+        table.add_row(wording.visible(name), wording.duration(seconds), Text("\u2588" * round(24 * seconds / total), style="blue"))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    return shown
+
+
+def _grid() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+
+
+def _print_blocks(console: Console, *blocks: str | Table, apart: bool = True) -> None:
+    """Print tables and sentences after an empty line, and with one between them where they stand `apart`."""
+    for index, block in enumerate(blocks):
+        if apart or index == 0:
+            console.print()
+        console.print(Text(wording.visible(block)) if isinstance(block, str) else block)

@@ -1,0 +1,191 @@
+"""A run directory from its first moment to its report: found or made, locked, resumed, never overwritten.
+
+    with open_run(Path("runs"), "smoke", identity=recipe_and_hashes, environment=environment) as run:
+        ...                        # run.path is ours alone until the block ends
+        run.record(adapter_initial_sha256=digest)
+
+`runs/<name>-<8 hex digits of the identity's hash>[-n]/`. A run is finished when its report.json is there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nomoat.errors import NomoatError
+from nomoat.files import read_json, sha256_file, sha256_of, write_json
+from nomoat.locks import Lock
+
+MARK = "complete.json"
+MUST_AGREE = ("packages", "python", "device", "threads", "dtype")  # where these differ, an adapter's bits may
+SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that this process holds alone until `close`."""
+
+    path: Path
+    resumed: bool
+    note: str  # why it is resumed, or why a new one was begun; empty for a plain first run
+    lock: Lock
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to environment.json."""
+        write_json(self.path / "environment.json", {**read_json(self.path / "environment.json"), **facts})
+
+    def close(self) -> None:
+        """Let others have the directory."""
+        self.lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_run(root: Path, name: str, *, identity: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
+    """The unfinished run of this identity if its environment agrees, else a new directory beside the others.
+
+    `identity` is what makes two runs the same one (recipe, data and base hashes); `environment` becomes environment.json.
+    Raises NomoatError where a live process holds the run.
+    """
+    digest = sha256_of(dict(identity))[:8]
+    notes: list[str] = []
+    number = 1
+    while True:
+        path = root / (f"{name}-{digest}" if number == 1 else f"{name}-{digest}-{number}")
+        run = _take(path, environment, notes)
+        if run is not None:
+            return run
+        number += 1
+
+
+def lock_run(path: Path) -> Run:
+    """Hold an existing run directory, to score it again, say. Raises NomoatError where there is none or it is in use."""
+    if not (path / "environment.json").exists():
+        raise NomoatError(
+            f"{path} is not a run directory (it has no environment.json): name one of those that `make train` made, under runs/"
+        )
+    return Run(path, resumed=True, note="", lock=Lock.take(path))
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run has its report."""
+    return (path / "report.json").exists()
+
+
+def _take(path: Path, environment: Mapping[str, Any], notes: list[str]) -> Run | None:
+    """Resume or begin the run at `path`, or None, with a note why, where it has to stay as it is."""
+    if is_finished(path):
+        return None
+    path.mkdir(parents=True, exist_ok=True)
+    lock = Lock.take(path)
+    try:
+        run = None if is_finished(path) else _resume_or_begin(path, environment, notes, lock)  # it may just have finished
+    except BaseException:
+        lock.release()
+        raise
+    if run is None:
+        lock.release()
+    return run
+
+
+def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str], lock: Lock) -> Run | None:
+    facts = path / "environment.json"
+    if not facts.exists():
+        write_json(facts, {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **environment})
+        return Run(path, resumed=False, note="; ".join(notes), lock=lock)
+    differences = _differences(read_json(facts), environment)
+    if differences:
+        notes.append(f"{path.name} is unfinished and cannot be resumed exactly, so it is left as it is: {'; '.join(differences)}")
+        return None
+    return Run(path, resumed=True, note="; ".join([*notes, f"resuming {path.name}"]), lock=lock)
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a resumed run would not share with its first part, in words."""
+    stated = [key for key in MUST_AGREE if key in now]
+    before, after = _flat(then, stated), _flat(now, stated)
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key} was {before.get(key)}, is {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _flat(environment: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """One entry for each fact, nested ones too. A machine's exact memory size may change with a restart, so it is left out."""
+    flat: dict[str, Any] = {}
+    for key in keys:
+        value = environment.get(key)
+        flat |= {f"{key}.{inner}": what for inner, what in value.items()} if isinstance(value, Mapping) else {key: value}
+    flat.pop("device.memory_bytes", None)
+    return flat
+
+
+def complete_checkpoint(path: Path, *, keep: int = 2) -> None:
+    """Declare `checkpoints/checkpoint-<step>` whole: its hashes are written last, then all but `keep` complete ones go."""
+    write_json(path / MARK, {"files": {str(file.relative_to(path)): sha256_file(file) for file in _files(path) if file.name != MARK}})
+    older = [other for other in _checkpoints(path.parent) if _step(other) <= _step(path)]
+    kept = [other for other in older if (other / MARK).exists()][:keep]
+    for other in older:
+        if other not in kept:
+            (other / MARK).unlink(missing_ok=True)  # first, so that what a kill leaves of it is not taken for whole
+            shutil.rmtree(other)
+
+
+def latest_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose every file has the hash that was written down; torn ones are passed over."""
+    return next((path for path in _checkpoints(checkpoints) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was completed and its files are still what they were."""
+    try:
+        files = read_json(checkpoint / MARK)["files"]
+        return bool(files) and all(sha256_file(checkpoint / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def forbidden_traces(run_dir: Path, needles: Iterable[str] | None = None) -> list[str]:
+    """Every file of a run that holds a private string, or bears it in its name, as "file: string"; see `private_strings`."""
+    wanted = list(needles) if needles is not None else private_strings()
+    found = []
+    for file in _files(run_dir):
+        content = file.read_bytes()
+        name = str(file.relative_to(run_dir))
+        found += [f"{name}: {needle}" for needle in wanted if needle.encode() in content or needle in name]
+    return found
+
+
+def private_strings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What no file of a run may hold: the paths of home, caches, this folder and the temporary one, and secrets of the environment."""
+    paths = [str(Path.home()), str(Path.cwd()), tempfile.gettempdir()]
+    paths += [value for key, value in environment.items() if key.endswith(("_HOME", "_CACHE")) and value.startswith("/")]
+    secrets = [value for key, value in environment.items() if SECRET_NAMES.search(key) and len(value) >= 8]
+    return sorted({text for text in paths + secrets if len(text) > 3})

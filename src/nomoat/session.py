@@ -1,0 +1,301 @@
+"""One `make train`, verb by verb: each method does one phase, counts it in the ledger and leaves its files in the run directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from nomoat import adapters, bases, devices, evaluation, gate, meters, prices, provenance, runs
+from nomoat.baselines import baselines
+from nomoat.conversation import Conversation
+from nomoat.files import read_json, write_atomically, write_json, write_lines
+from nomoat.fitting import Fit, fit
+from nomoat.generation import bits_per_byte
+from nomoat.leaks import LeakReport
+from nomoat.ledger import Ledger
+from nomoat.packing import packing_is_safe
+from nomoat.preparing import Prepared, load_rows, prepare
+from nomoat.progress import Bar
+from nomoat.recipe import Recipe, learning_rate_for, learning_rate_warning
+from nomoat.report import build_report, write_report
+from nomoat.report_view import print_summary, render_html
+from nomoat.rows import RowSet
+from nomoat.scoring import SCORER_VERSION, score
+from nomoat.training import Rows
+
+
+def quieten() -> None:
+    """Our own progress and messages only: libraries keep their warnings of real trouble."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("bitsandbytes", "peft", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known before a run directory exists."""
+
+    recipe: Recipe
+    root: Path
+    device: devices.Device
+    rows: RowSet
+    leaks: LeakReport
+    files: bases.BaseFiles
+    precision: str
+
+    @property
+    def scoring_precision(self) -> str:
+        """Precision of the scored arms."""
+        return devices.scoring_precision(self.precision, self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: the recipe without what an hour costs, the rows and the base."""
+        recipe = self.recipe.as_dict()
+        recipe["hardware"] = {"device": self.device.kind}
+        return {
+            "recipe": recipe,
+            "train": self.rows.train_sha256,
+            "heldout": self.rows.heldout_sha256,
+            "base": self.files.name,
+            **self.files.identity,
+        }
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json, as far as it is known before the model is loaded."""
+        hardware = self.recipe.hardware
+        rate = prices.rate_for(self.device.name) if hardware.rate == "auto" else hardware.rate
+        return {
+            **provenance.code_state(self.root),
+            "packages": provenance.versions(),
+            **provenance.machine(),
+            "device": {"kind": self.device.kind, "name": self.device.name, "memory_bytes": self.device.memory_bytes},
+            "dtype": self.precision,
+            "scoring_dtype": self.scoring_precision,
+            "threads": self.device.threads,
+            "seed": self.recipe.train.seed,
+            "base": {"name": self.files.name, **self.files.identity},
+            "data": {"name": self.rows.name, "train_sha256": self.rows.train_sha256, "heldout_sha256": self.rows.heldout_sha256},
+            "decoding": evaluation.decoding_of(self.recipe.eval, self.scoring_precision, self.device.kind),
+            "scorer_version": SCORER_VERSION,
+            "rate": None if rate is None else rate.model_dump(mode="json"),
+            "as_if_rented": None if hardware.as_if_rented is None else hardware.as_if_rented.model_dump(mode="json"),
+        }
+
+    def introduction(self) -> str:
+        """What is about to happen, in three lines."""
+        chosen = "stated" if self.recipe.hardware.device != "auto" else "auto: cuda, then mps, then cpu"
+        unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
+        return (
+            f"recipe   {self.recipe.name}: {self.recipe.lora.method} rank {self.recipe.lora.rank} on {self.files.name.partition('@')[0]}\n"
+            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, {len(self.rows.heldout)} held out\n"
+            f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
+            f"training in {self.precision}, scoring in {self.scoring_precision}"
+        )
+
+
+def plan_job(recipe: Recipe, root: Path) -> Job:
+    """Everything that can be refused is refused here, before a run directory exists."""
+    rows, leaks = load_rows(recipe, root)
+    device = devices.choose_device(recipe.hardware)
+    precision = devices.training_precision(recipe, device)
+    return Job(recipe, root, device, rows, leaks, bases.fetch_base(recipe.base), precision)
+
+
+@contextmanager
+def open_job(job: Job, runs_dir: Path, console: Console) -> Iterator[Work]:
+    """The run directory and its ledger, ours alone until the block ends."""
+    with runs.open_run(runs_dir, job.recipe.name, identity=job.identity(), environment=job.environment()) as run:
+        if run.note:
+            console.print(run.note, highlight=False)
+        write_atomically(run.path / "recipe.yaml", yaml.safe_dump(job.recipe.as_dict(), sort_keys=False, allow_unicode=True))
+        write_lines(run.path / "heldout.jsonl", [row.record() for row in job.rows.heldout])
+        hardware = meters.hardware(job.environment()["device"])
+        yield Work(job, run, Ledger(run.path / "ledger.jsonl", hardware=hardware, run_id=run.run_id), console)
+
+
+class Work:
+    """The phases of a run, in order."""
+
+    def __init__(self, job: Job, run: runs.Run, ledger: Ledger, console: Console) -> None:
+        self.job, self.run, self.ledger, self.console = job, run, ledger, console
+        self.recipe, self.folder = job.recipe, run.path
+
+    def load_base(self) -> Any:
+        """The base in the precision of training, and its tokenizer."""
+        with self.ledger.segment("load"):
+            self.conversation = Conversation(bases.load_tokenizer(self.job.files))
+            return self._load(self.job.precision)
+
+    def _load(self, precision: str) -> Any:
+        return bases.load_model(self.job.files, precision=precision, device=self.job.device.kind)
+
+    def prepare_rows(self, model: Any) -> Rows:
+        """Rows rendered and counted; packed if this architecture is shown to keep packed rows apart."""
+        with self.ledger.segment("prepare"):
+            self.prepared: Prepared = prepare(self.recipe, self.job.rows, self.job.leaks, self.conversation)
+            packed, reason = packing_is_safe(model, self.prepared.train)
+            write_json(self.folder / "rows.json", {**self.prepared.record, "packing": {"packed": packed, "reason": reason}})
+            self.run.record(rendering_sha256=self.conversation.fingerprint)
+        if not packed:
+            self.console.print(f"packing  off: {reason}", highlight=False)
+        pads = self.conversation.pad_id
+        return Rows(self.prepared.train, self.prepared.validation, packed, pads, self.recipe.train.pack_tokens)
+
+    def attach_adapter(self, model: Any) -> Any:
+        """The base with a fresh, seeded adapter; its initial weights are what the gate compares with."""
+        adapted = adapters.attach_adapter(model, self.recipe.lora, seed=self.recipe.train.seed, files=self.job.files)
+        self.initial = adapters.adapter_tensors(adapted)
+        self.size = adapters.adapter_size(adapted)
+        self.learning_rate = learning_rate_for(self.recipe, self.size.base_parameters)
+        self.run.record(adapter_initial_sha256=adapters.fingerprint(self.initial), learning_rate=self.learning_rate)
+        warning = learning_rate_warning(self.recipe, self.size.base_parameters)
+        chosen = "auto" if self.recipe.train.learning_rate == "auto" else "stated"
+        self.console.print(
+            f"adapter  {self.size.parameters:,} parameters in {self.size.modules} modules, the base has {self.size.base_parameters:,}; "
+            f"learning rate {self.learning_rate:g} ({chosen})" + (f"\nwarning: {warning}" if warning else ""),
+            highlight=False,
+        )
+        return adapted
+
+    def train(self, model: Any, rows: Rows) -> None:
+        """All steps, or those left; then the adapter on disk."""
+        rate = prices.read_rate(self.job.environment()["rate"])
+        job = Fit(
+            self.recipe,
+            rows,
+            self.job.files,
+            self.folder,
+            self.job.device.kind,
+            self.learning_rate,
+            self.prepared.validation_bytes,
+            None if rate is None else _usd_per_second(rate),
+        )
+        with self.ledger.segment("train") as segment:
+            fit(model, job, count=segment.count, console=self.console)
+            adapters.save_adapter(model, self.folder / "adapter", self.job.files)
+            adapters.add_tokenizer_and_card(self.folder / "adapter", self.conversation.tokenizer, self.job.files)
+        facts = adapters.adapter_facts(self.size, self.recipe.lora, self.folder / "adapter", self.job.files)
+        write_json(self.folder / "adapter.json", facts)
+
+    def prove_adapter(self, model: Any, rows: Rows) -> gate.Gate:
+        """The saved adapter in a fresh base, against what training left in memory."""
+        with self.ledger.segment("gate"):
+            checks = gate.check_tensors(self.folder / "adapter", self.initial)
+            if all(check.passed for check in checks):
+                trained = gate.probe_logits(model.eval(), rows.train)
+                reloaded = adapters.load_adapter(self._load(self.job.precision), self.folder / "adapter")
+                checks += gate.check_effect(reloaded, trained, rows, expect_no_gain=self.recipe.eval.expect_no_gain)
+            found = gate.Gate(tuple(checks))
+            found.write(self.folder / "gate.json")
+        return found
+
+    def score_arms(self, found: gate.Gate, rows: Rows) -> gate.Gate:
+        """Every arm on the held-out rows, the baselines, and the last check of the gate."""
+        scorer = Scorer(self)
+        with self.ledger.segment("load"):
+            scorer.load()
+        records = {arm.name: scorer.score(arm) for arm in scorer.arms}
+        lines = baselines(self.job.rows.train, self.prepared.heldout, score)
+        write_lines(self.folder / "eval" / "baselines.jsonl", lines)
+        scorer.neutral()
+        check = gate.check_outputs(records["base"], records["adapter"], expect_no_gain=self.recipe.eval.expect_no_gain)
+        complete = gate.Gate((*found.checks, check))
+        complete.write(self.folder / "gate.json")
+        return complete
+
+    def write_report(self) -> Path:
+        """report.html and, last, report.json: with it the run is finished."""
+        with self.ledger.segment("report"):
+            report = build_report(self.folder)
+            write_atomically(self.folder / "report.html", render_html(report, self.folder))
+        report = build_report(self.folder)  # again, so that the report's own seconds are in the ledger it sums
+        write_atomically(self.folder / "report.html", render_html(report, self.folder))
+        write_report(report, self.folder / "report.json")
+        print_summary(report, self.console, where=str(self.folder / "report.html"))
+        return self.folder / "report.html"
+
+
+def _usd_per_second(rate: prices.Rate) -> float:
+    if hasattr(rate, "usd_per_hour"):
+        return prices.rental_usd(rate, 1)
+    return prices.electricity_usd(rate, 1)
+
+
+class Scorer:
+    """The arms of one run, answered by one load of the base where the disabled adapter is bit-equal to it."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.job, self.recipe = work, work.job, work.recipe
+        self.arms = evaluation.make_arms(self.recipe.eval.arms, work.prepared.heldout, work.prepared.examples)
+        self.decoding = work.job.environment()["decoding"]
+
+    def load(self) -> None:
+        """Base and adapter in the precision of scoring; the base apart if switching the adapter off leaves a trace."""
+        import torch
+
+        base = self.work._load(self.job.scoring_precision)
+        before = gate.probe_logits(base, self.work.prepared.train)
+        self.model = adapters.load_adapter(base, self.work.folder / "adapter")
+        with self.model.disable_adapter():
+            same = torch.equal(before, gate.probe_logits(self.model, self.work.prepared.train))
+        self.base = self.model if same else self.work._load(self.job.scoring_precision)
+        self.work.run.record(arms_from_one_load=same)
+
+    def score(self, arm: evaluation.Arm) -> list[dict[str, Any]]:
+        """The arm's records, from the cache where this machine has answered the same before; written to eval/."""
+        phase = f"score_{arm.name}"
+        key = evaluation.arm_key(arm, self.job.files, self.work.conversation, self.decoding, self.job.device.threads, self.job.device.name)
+        kept = None if arm.adapter else evaluation.cached_arm(key)
+        if kept is None:
+            records = self._answer(arm, phase)
+            if not arm.adapter:
+                evaluation.keep_arm(key, records, self.work.ledger.cost_of(phase))
+        else:
+            records = kept[0]
+            self.work.ledger.reuse(phase, kept[1])
+            self.work.console.print(
+                f"{arm.name}: reused from {kept[1]['made']}, {kept[1]['seconds']:.0f} s when it was made", highlight=False
+            )
+        write_lines(self.work.folder / "eval" / f"{arm.name}.jsonl", records)
+        return records
+
+    def _answer(self, arm: evaluation.Arm, phase: str) -> list[dict[str, Any]]:
+        on_rows: Callable[[int], None]
+        with self.work.ledger.segment(phase) as segment, Bar(f"scoring {arm.name}", len(arm.rows), self.work.console) as bar:
+            on_rows = bar.advance
+            with segment.computing():
+                model = self.model if arm.adapter else self.base
+                return evaluation.score_arm(arm, model, self.work.conversation, self.recipe.eval, on_rows=on_rows)
+
+    def neutral(self) -> None:
+        """Bits per byte on a fixed text that has nothing to do with the task, for what was forgotten."""
+        path = self.job.root / "data" / "desk" / "neutral.txt"
+        text = path.read_text(encoding="utf-8")
+        ids = self.work.conversation._tokenise(text)
+        size = len(text.encode())
+        with self.work.ledger.segment("score_adapter") as segment, segment.computing():
+            adapter = bits_per_byte(self.model, ids, size)
+            with self.model.disable_adapter():
+                base = bits_per_byte(self.model, ids, size)
+        write_json(self.work.folder / "eval" / "neutral.json", {"bytes": size, "bits_per_byte": {"base": base, "adapter": adapter}})
+
+
+def read_facts(run_dir: Path) -> dict[str, Any]:
+    """environment.json of a run."""
+    return dict(read_json(run_dir / "environment.json"))

@@ -1,0 +1,187 @@
+"""Run a model's SQL where it can do no harm: an in-memory SQLite that allows reading and little else.
+
+Three fences, each needed. An authoriser lets a query read tables and call a list of harmless functions. A budget of
+virtual-machine steps (the same on every machine, so that a score does not depend on its speed), with a time limit behind it,
+stops queries that never end. SQLite's own limits bound what one value, one row and one statement may be. SQLite copies a common
+table expression out at every mention while it compiles, where no budget reaches; `_copies` refuses the ones that would explode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS = 0.8  # for building, and again for all queries of one scoring; a fair query on a small table takes milliseconds
+STEPS = 2_000_000  # virtual-machine steps a query; joining three tables of 40 rows takes about 400,000
+ROWS = 10_000  # most rows a reference query may return
+BYTES = 20_000  # longest text, blob or row that a query may build
+MAX_COPIES = 1_000
+
+# fmt: off
+FUNCTIONS = frozenset((
+    "abs", "avg", "ceil", "ceiling", "coalesce", "concat", "concat_ws", "count", "cume_dist", "date", "datetime", "dense_rank",
+    "first_value", "floor", "format", "glob", "group_concat", "ifnull", "iif", "instr", "julianday", "lag", "last_value", "lead",
+    "length", "like", "lower", "ltrim", "max", "min", "mod", "nth_value", "ntile", "nullif", "percent_rank", "pow", "power",
+    "printf", "rank", "replace", "round", "row_number", "rtrim", "sign", "sqrt", "strftime", "string_agg", "substr", "substring",
+    "sum", "time", "total", "trim", "typeof", "unicode", "unixepoch", "upper",
+))
+# fmt: on
+READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+BUILDING = READING | {
+    sqlite3.SQLITE_CREATE_TABLE,
+    sqlite3.SQLITE_CREATE_INDEX,
+    sqlite3.SQLITE_CREATE_VIEW,
+    sqlite3.SQLITE_INSERT,
+    sqlite3.SQLITE_UPDATE,
+    sqlite3.SQLITE_DELETE,
+    sqlite3.SQLITE_TRANSACTION,
+    sqlite3.SQLITE_REINDEX,  # part of creating an index
+}
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: BYTES,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: BYTES,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 100,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+_TOKEN = re.compile(
+    r"""--[^\n]* | /\*.*?(?:\*/|\Z) | '[^']*(?:''[^']*)*(?:'|\Z) | "[^"]*(?:"|\Z) | `[^`]*(?:`|\Z) | \[[^\]]*(?:\]|\Z) | \w+ | \S""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class QueryFailed(Exception):
+    """A query that is not allowed, is wrong, or asks for too much."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a query returned and the names of the tables it read."""
+
+    rows: list[tuple[Any, ...]]
+    tables: frozenset[str]
+
+
+class Sandbox:
+    """A database made by `script`; all queries against it share one time limit. Raises sqlite3.Error when the script is wrong."""
+
+    def __init__(self, script: str, seconds: float = SECONDS) -> None:
+        self._tables: set[str] = set()
+        self._steps = -math.inf  # building is bounded by time alone
+        self._ends = time.monotonic() + seconds
+        # a statement taken from Python's cache would not be shown to the authoriser again
+        self._database = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
+        try:
+            self._database.set_progress_handler(self._over_budget, 100)
+            self._database.set_authorizer(self._allow(BUILDING))
+            self._database.executescript(script)
+            self._database.set_authorizer(self._allow(READING))
+            for limit, most in LIMITS.items():
+                self._database.setlimit(limit, most)
+            self._ends = time.monotonic() + seconds
+        except BaseException:
+            self._database.close()
+            raise
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def run(self, query: str, most: int = ROWS) -> Result:
+        """The result of one SELECT, its first `most` rows; anything else raises QueryFailed, which says why."""
+        tokens = sql_tokens(query[: BYTES + 1])
+        if len(query) > BYTES or _copies(tokens) > MAX_COPIES:
+            raise QueryFailed("the query is too long or too nested")
+        if not tokens or tokens[0].casefold() not in ("select", "with"):
+            raise QueryFailed("not a SELECT")
+        self._steps, self._tables = 0, set()
+        try:
+            rows = self._database.execute(query).fetchmany(most)
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
+            raise QueryFailed(f"{type(error).__name__}: {error}") from None
+        return Result(rows, frozenset(self._tables))
+
+    def _over_budget(self) -> bool:
+        self._steps += 100
+        return self._steps > STEPS or time.monotonic() > self._ends
+
+    def _allow(self, actions: frozenset[int]) -> Callable[[int, str | None, str | None, str | None, str | None], int]:
+        def decide(action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None) -> int:
+            if action not in actions or (action == sqlite3.SQLITE_FUNCTION and (second or "").casefold() not in FUNCTIONS):
+                return sqlite3.SQLITE_DENY
+            if action == sqlite3.SQLITE_READ and first:
+                self._tables.add(first.casefold())
+            return sqlite3.SQLITE_OK
+
+        return decide
+
+
+def queries_in(text: str) -> list[str]:
+    """At most four texts in an answer that may be its query: what stands in a fence, then what follows SELECT or WITH."""
+    pieces = text.split("```")
+    fenced = [piece.partition("\n")[2] or piece for piece in pieces[1::2]]
+    starts = [found.start() for found in itertools.islice(re.finditer(r"\b(?:select|with)\b", text, re.IGNORECASE), 4)]
+    plain = [re.split(r";|\n\s*\n|```", text[start : start + BYTES], maxsplit=1)[0] for start in starts]
+    return [query.strip() for query in [*fenced, *plain] if query.strip()][:4]
+
+
+def same_rows(ours: Sequence[tuple[Any, ...]], theirs: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
+    """Whether two results are equal, as lists or as multisets: 3 equals 3.0, and floats count to 9 digits."""
+    left, right = [_rounded(row) for row in ours], [_rounded(row) for row in theirs]
+    return left == right if ordered else Counter(left) == Counter(right)
+
+
+def is_ordered(query: str) -> bool:
+    """Whether the outermost SELECT has an ORDER BY."""
+    depth = 0
+    for token, following in _pairs(sql_tokens(query)):
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.casefold() == "order" and following.casefold() == "by":
+            return True
+    return False
+
+
+def sql_tokens(query: str) -> list[str]:
+    """Words, quoted pieces and signs of a query, without its comments."""
+    return [token for token in _TOKEN.findall(query) if not token.startswith(("--", "/*"))]
+
+
+def _pairs(tokens: list[str]) -> list[tuple[str, str]]:
+    return list(zip(tokens, [*tokens[1:], ""], strict=False))
+
+
+def _rounded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(float(f"{cell:.9g}") if isinstance(cell, float) else cell for cell in row)
+
+
+def _copies(tokens: list[str]) -> int:
+    """At most how many copies of a common table expression SQLite makes: the product over names of how often each is mentioned."""
+    plain = [token.strip('"`[]').casefold() for token in tokens]
+    names = {
+        _name_before(plain, at)
+        for at, (token, after) in enumerate(_pairs(plain))
+        if token == "as" and after in ("(", "not", "materialized")
+    }
+    return math.prod(max(1, plain.count(name) - 1) for name in names if name)
+
+
+def _name_before(tokens: list[str], at: int) -> str:
+    """The name in `name AS (` or `name(column, column) AS (`."""
+    before = at - 1
+    if before >= 0 and tokens[before] == ")":
+        while before >= 0 and tokens[before] != "(":
+            before -= 1
+        before -= 1
+    return tokens[before] if before >= 0 else ""

@@ -1,0 +1,181 @@
+"""The training step and its bookkeeping, on transformers.Trainer.
+
+One item of the data loader is one optimiser step: a list of packs (or padded batches). The loss of a step is the sum of
+cross-entropy over its labelled tokens divided by their number, whatever the packs; logits are computed only where there is a label.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from nomoat.adapters import save_adapter
+from nomoat.bases import BaseFiles
+from nomoat.conversation import Rendered
+from nomoat.errors import RunFailed
+from nomoat.packing import IGNORED, Plan, packed_batch, padded_batch
+from nomoat.recipe import Recipe
+
+LEARNING_RATE_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rendered rows and how they are put into batches on this base."""
+
+    train: Sequence[Rendered]
+    validation: Sequence[Rendered]
+    packed: bool
+    pad_id: int
+    pack_tokens: int
+
+    def batches(self, packs: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        """The forward passes of one step."""
+        return [self.batch([self.train[number] for number in pack]) for pack in packs]
+
+    def batch(self, rows: Sequence[Rendered]) -> dict[str, Any]:
+        """One forward pass over `rows`."""
+        return packed_batch(rows) if self.packed else padded_batch(rows, self.pad_id)
+
+
+def summed_loss(model: Any, batch: dict[str, Any]) -> Any:
+    """Cross-entropy summed over the batch's labelled tokens, computed in float32."""
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
+    logits = model(**inputs, logits_to_keep=batch["predict_at"], use_cache=False).logits
+    targets = batch["targets"].flatten()
+    return cross_entropy(logits.reshape(len(targets), -1).float(), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def labelled(batches: Sequence[dict[str, Any]]) -> int:
+    """Number of labelled tokens."""
+    return sum(int((batch["targets"] != IGNORED).sum()) for batch in batches)
+
+
+def mean_loss(model: Any, rows: Rows, which: Sequence[Rendered]) -> float:
+    """Loss per labelled token over `which`, in nats, without gradients."""
+    import torch
+
+    from nomoat.packing import pack_step
+
+    packs = pack_step(range(len(which)), [row.length for row in which], rows.pack_tokens)
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for pack in packs:
+            batch = {name: _to(value, model.device) for name, value in rows.batch([which[number] for number in pack]).items()}
+            total += float(summed_loss(model, batch))
+    model.train(was_training)
+    return total / sum(len(row.completion_ids) for row in which)
+
+
+def _to(value: Any, device: Any) -> Any:
+    return value.to(device) if hasattr(value, "to") else value
+
+
+@dataclass
+class StepRecord:
+    """What one optimiser step did; the callbacks turn it into metrics, ledger entries and a progress bar."""
+
+    loss: float = 0.0
+    tokens_seen: int = 0
+    tokens_trained: int = 0
+    seconds: float = 0.0  # forward, backward and optimiser, of this step
+    gradient_norm: float = 0.0  # before clipping
+    totals: dict[str, float] = field(default_factory=lambda: {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0})
+
+
+class PackedTrainer(Trainer):
+    """A Trainer whose batch is a whole optimiser step."""
+
+    def __init__(self, *, model: Any, args: TrainingArguments, rows: Rows, plan: Plan, files: BaseFiles, callbacks: list[Any]) -> None:
+        self.rows, self.plan, self.files = rows, plan, files
+        self.step = StepRecord()
+        super().__init__(model=model, args=args, callbacks=callbacks, train_dataset=list(range(len(plan.steps))))
+
+    def get_train_dataloader(self) -> Any:
+        """Steps in the plan's order; a resumed run skips those already done."""
+        loader = DataLoader(list(self.plan.steps), batch_size=1, shuffle=False, collate_fn=lambda steps: self.rows.batches(steps[0]))
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:
+        """Forward and backward over the step's packs; gradients add up to those of the step's mean loss."""
+        model.train()
+        count = labelled(inputs)
+        total = 0.0
+        for batch in inputs:
+            loss = summed_loss(model, batch) / count
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        self._note(inputs, total, count)
+        return total
+
+    def _note(self, inputs: list[dict[str, Any]], loss: Any, count: int) -> None:
+        step = self.step
+        step.loss, step.tokens_seen, step.tokens_trained = float(loss), sum(batch["tokens_seen"] for batch in inputs), count
+        if not 0 < step.loss < float("inf"):
+            raise RunFailed(
+                f"the loss became {step.loss} at step {self.state.global_step + 1}: nothing can be learnt from that. "
+                "Lower train.learning_rate, or set precision: float32"
+            )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.step.gradient_norm = float(norm)
+        return norm
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Only adapter weights and config: Trainer's own files would name this machine's paths and pickle its arguments."""
+        save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.files)
+
+
+class StepClock(TrainerCallback):
+    """Times each optimiser step, from its first forward to after the optimiser, and adds up the tokens."""
+
+    def __init__(self) -> None:
+        self.trainer: PackedTrainer | None = None
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        step = self.trainer.step
+        step.seconds = time.perf_counter() - self._started
+        for name in step.totals:
+            step.totals[name] += getattr(step, name)
+
+
+def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rate: float, device: str) -> TrainingArguments:
+    """The recipe in Trainer's words; the only place that knows them."""
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=LEARNING_RATE_SCHEDULES[recipe.train.schedule],
+        warmup_steps=round(recipe.train.warmup * steps),
+        weight_decay=recipe.train.weight_decay,
+        max_grad_norm=recipe.train.max_grad_norm,
+        optim="adamw_torch_fused" if device == "cuda" else "adamw_torch",
+        seed=recipe.train.seed,
+        data_seed=recipe.train.seed,
+        save_strategy="steps",
+        save_steps=max(1, -(-steps // recipe.train.checkpoints)),
+        logging_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        use_cpu=device == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        bf16=False,
+        fp16=False,
+    )

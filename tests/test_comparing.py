@@ -1,0 +1,160 @@
+"""Runs are set side by side only where that means something, and differences are paired row by row."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_run import ENVIRONMENT, GATE, RECIPE, make_run
+from rich.console import Console
+
+from nomoat.comparing import compare, finished_runs, load_run
+from nomoat.comparing_view import print_comparison
+from nomoat.errors import NomoatError
+from nomoat.report import build_report, write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+WEAKER = {"adapter": (0.3, 0.2, 0.1, 0.75)}
+
+
+def finished(run_dir: Path, **changes: Any) -> Path:
+    make_run(run_dir, **changes)
+    write_report(build_report(run_dir), run_dir / "report.json")
+    return run_dir
+
+
+def run_script(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "eval" / "compare.py"), *map(str, words)]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+def printed(*run_dirs: Path, force: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    print_comparison(compare([load_run(path) for path in run_dirs], force=force), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_differences_are_paired_on_rows_and_agree_with_doing_it_by_hand(tmp_path: Path) -> None:
+    strong, weak = finished(tmp_path / "strong"), finished(tmp_path / "weak", rates=WEAKER)
+    found = compare([load_run(strong), load_run(weak)])
+    means = []
+    for family in ("queue", "edit"):
+        scores = []
+        for run_dir in (weak, strong):
+            lines = [json.loads(line) for line in (run_dir / "eval" / "adapter.jsonl").read_text().splitlines()]
+            scores.append([line["score"] for line in lines if line["tier"] == "phrasing" and line["family"] == family])
+        means.append(sum(a - b for a, b in zip(*scores, strict=True)) / len(scores[0]))
+    difference = found.differences[1]["phrasing"]
+    assert difference.difference == pytest.approx(sum(means) / 2) and difference.verdict == "worse"
+    assert found.differences[0]["phrasing"].difference == 0.0
+    assert found.tiers == ("values", "phrasing", "family", "retention")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "values"),
+    [
+        ({"data": {**ENVIRONMENT["data"], "heldout_sha256": "f" * 64}}, "data.heldout_sha256", ("b" * 64, "f" * 64)),
+        ({"scorer_version": "2"}, "scorer_version", ("1", "2")),
+        ({"decoding": {"strategy": "greedy", "max_new_tokens": 256}}, "decoding.max_new_tokens", ("64", "256")),
+        ({"decoding": {"strategy": "greedy", "max_new_tokens": 64, "batch_rows": 8}}, "decoding.batch_rows", ("not recorded", "8")),
+        ({"per_family": 20}, "scored rows", ("144", "120")),
+    ],
+    ids=["held-out rows", "scorer version", "decoding", "one more decoding setting", "fewer rows"],
+)
+def test_what_is_not_comparable_is_refused_with_the_field_and_both_values(
+    tmp_path: Path, changes: dict[str, Any], field: str, values: tuple[str, str]
+) -> None:
+    reports = [load_run(finished(tmp_path / "one")), load_run(finished(tmp_path / "two", **changes))]
+    with pytest.raises(NomoatError) as caught:
+        compare(reports)
+    message = str(caught.value)
+    assert field in message and f"one has {values[0]}" in message and f"two has {values[1]}" in message
+
+
+def test_runs_that_recorded_no_held_out_hash_are_not_taken_for_equal(tmp_path: Path) -> None:
+    reports = [load_run(finished(tmp_path / name, data={"name": "mine"})) for name in ("one", "two")]
+    with pytest.raises(NomoatError, match="recorded by neither"):
+        compare(reports)
+
+
+def test_forced_runs_say_not_comparable_beside_every_number(tmp_path: Path) -> None:
+    one, two = finished(tmp_path / "one"), finished(tmp_path / "two", scorer_version="2")
+    text = printed(one, two, force=True)
+    tables = text[text.index("scores of the adapter") :]
+    scores = 2 * 4 + 1 * 4  # two runs on four tiers, one difference on each
+    costs = 2 * 5
+    assert tables.count("not comparable") == scores + costs
+    assert "not comparable: scorer version" in text
+    assert "not comparable" not in printed(one)
+
+
+def test_the_reference_is_the_run_asked_for(tmp_path: Path) -> None:
+    strong, weak = finished(tmp_path / "strong"), finished(tmp_path / "weak", rates=WEAKER)
+    found = compare([load_run(strong), load_run(weak)], reference=1)
+    assert found.differences[0]["phrasing"].verdict == "better"
+
+
+def test_what_differed_is_listed_and_what_did_not_is_not(tmp_path: Path) -> None:
+    one = finished(tmp_path / "one")
+    two = finished(tmp_path / "two", recipe=RECIPE.replace("rank: 8", "rank: 16"), seed=3)
+    found = compare([load_run(one), load_run(two)])
+    assert found.recipe_changes == (("lora.rank", ("8", "16")),)
+    assert found.environment_changes == ()
+
+
+def test_the_table_fits_80_columns(tmp_path: Path) -> None:
+    one = finished(tmp_path / "one")
+    text = printed(one, finished(tmp_path / "two", rates=WEAKER, recipe=RECIPE.replace("8", "16"), created="2026-06-01"))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "\u2026" not in text and "2026-06-01" not in text
+
+
+def test_a_run_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    run_dir = finished(tmp_path / "one")
+    path = run_dir / "eval" / "base.jsonl"
+    path.write_text(path.read_text().replace('"score": 0.0', '"score": 1.0', 1))
+    with pytest.raises(NomoatError, match=r"base\.jsonl"):
+        load_run(run_dir)
+
+
+def test_a_report_alone_can_be_compared(tmp_path: Path) -> None:
+    run_dir = finished(tmp_path / "one")
+    assert load_run(run_dir / "report.json") == load_run(run_dir)
+
+
+def test_failed_runs_are_not_among_the_finished_ones(tmp_path: Path) -> None:
+    finished(tmp_path / "good")
+    finished(tmp_path / "bad", gate={"passed": False, "checks": GATE["checks"]})
+    make_run(tmp_path / "unfinished")
+    assert finished_runs(tmp_path) == [tmp_path / "good"]
+
+
+def test_the_script_compares_all_finished_runs_and_exits_0(tmp_path: Path) -> None:
+    finished(tmp_path / "runs" / "one")
+    finished(tmp_path / "runs" / "two", rates=WEAKER)
+    done = run_script("--reference", "runs/two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "A  one" in done.stdout and "B  two (reference)" in done.stdout and "better" in done.stdout
+
+
+def test_the_script_refuses_with_exit_2_and_goes_on_when_forced(tmp_path: Path) -> None:
+    one, two = finished(tmp_path / "one"), finished(tmp_path / "two", scorer_version="2")
+    refused = run_script(one, two, cwd=tmp_path)
+    assert refused.returncode == 2 and "scorer_version" in refused.stderr and "Traceback" not in refused.stderr
+    forced = run_script(one, two, "--force", cwd=tmp_path)
+    assert forced.returncode == 0 and "not comparable" in forced.stdout
+
+
+def test_the_script_says_what_to_do_where_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    done = run_script(cwd=tmp_path)
+    assert done.returncode == 2 and "make train" in done.stderr
+    missing = run_script("runs/none", cwd=tmp_path)
+    assert missing.returncode == 2 and "not a run directory" in missing.stderr

@@ -1,0 +1,273 @@
+"""The shipped set keeps what its datasheet promises, and its generator does what it says."""
+
+import random
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from datetime import date, time
+from pathlib import Path
+
+import pytest
+
+from nomoat.baselines import baselines
+from nomoat.desk import Writer, build_set, deal, load_phrasings
+from nomoat.desk_tables import near_misses, table_script
+from nomoat.desk_text import email, hours12, later, plural, spoken_date
+from nomoat.desk_values import PART_OF_LIST, PARTS, SHARED, SHARES, Listing, Table, Values, part_of
+from nomoat.errors import NomoatError
+from nomoat.leaks import masked_text
+from nomoat.rows import load_set
+from nomoat.scoring import check_spec, score
+
+ROOT = Path(__file__).resolve().parent.parent
+DESK = ROOT / "data" / "desk"
+TRAINED = ("calendar", "edit", "extract", "persona", "route", "shape", "sql")
+FAMILY_FILES = sorted((DESK / "families").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def desk():
+    return load_set("desk", ROOT)
+
+
+def test_the_set_is_what_its_generator_builds(desk):
+    assert build_set(DESK) == desk
+
+
+def test_the_check_fails_and_shows_the_difference_when_a_file_was_changed(tmp_path):
+    shutil.copytree(ROOT / "data", tmp_path / "data")
+    changed = tmp_path / "data" / "desk" / "heldout.jsonl"
+    changed.write_text(changed.read_text(encoding="utf-8").replace("Which ocean lies", "Which sea lies"), encoding="utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "data" / "prepare.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "data/desk/heldout.jsonl is not what its generator builds" in done.stderr and "Which sea lies" in done.stderr
+    assert "train.jsonl" not in done.stderr
+
+
+def test_every_family_has_its_number_of_rows(desk):
+    assert Counter(row.family for row in desk.train) == dict.fromkeys(TRAINED, 288)
+    assert Counter(row.family for row in desk.validation) == dict.fromkeys(TRAINED, 21)
+    wanted = {(family, "phrasing"): 30 for family in TRAINED} | {(family, "values"): 24 for family in TRAINED if family != "persona"}
+    wanted |= {("csv_line", "family"): 24, ("retention", "retention"): 48}
+    assert Counter((row.family, row.tier) for row in desk.heldout) == wanted
+
+
+def test_groups_are_known_or_unseen_as_the_tier_says(desk):
+    known = Counter(row.group for row in desk.train)
+    assert len(known) == 7 * 36 and set(known.values()) == {8}
+    checked = {row.group for row in desk.validation}
+    values = Counter(row.group for row in desk.heldout if row.tier == "values")
+    phrasing = Counter(row.group for row in desk.heldout if row.tier == "phrasing")
+    assert set(values.values()) == {1} and set(values) <= set(known)
+    assert len(phrasing) == 7 * 10 and set(phrasing.values()) == {3} and not set(phrasing) & (set(known) | checked)
+    assert len(checked - set(known)) == 7 * 4
+    assert all(row.group in known if "-v-values-" in row.id else row.group not in known for row in desk.validation)
+
+
+def test_every_kind_of_task_is_trained_in_three_phrasings_or_more(desk):
+    for path in FAMILY_FILES:
+        if path.stem in TRAINED:
+            phrasings = load_phrasings(path)
+            trained = Counter(phrasing.kind for phrasing in deal(phrasings, 10, 4)["train"])
+            assert len(phrasings) == 50 and set(trained) == {phrasing.kind for phrasing in phrasings}
+            assert min(trained.values()) >= 3, path.stem
+
+
+def test_every_completion_scores_one_by_its_rows_own_rule(desk):
+    problems = {row.id: check_spec(row.score, row.completion) for row in (*desk.train, *desk.validation, *desk.heldout)}
+    assert not {name: found for name, found in problems.items() if found}
+
+
+def test_copying_a_training_answer_does_not_pay(desk):
+    records = baselines(desk.train, desk.heldout, score)
+    of: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for record in records:
+        if record["tier"] != "family":
+            of.setdefault((record["tier"], record["family"]), []).append((record["majority"], record["nearest_row"]))
+    assert len(of) == 13
+    for place, scores in of.items():
+        assert sum(majority for majority, _ in scores) / len(scores) <= 0.15, place
+    for tier in ("values", "phrasing"):
+        means = [sum(near for _, near in scores) / len(scores) for (its, _), scores in of.items() if its == tier]
+        assert sum(means) / len(means) <= 0.10, tier
+
+
+def test_another_rows_answer_does_not_score(desk):
+    rng = random.Random("another row")
+    heldout = [row for row in desk.heldout if row.tier in ("values", "phrasing")]
+    right = [
+        score(rng.choice([other for other in heldout if other.family == row.family and other is not row]).completion, row).value
+        for row in heldout
+    ]
+    assert sum(filter(None, right)) / len(right) <= 0.02
+
+
+def test_prompts_and_completions_are_short_in_characters(desk):
+    rows = (*desk.train, *desk.validation, *desk.heldout)
+    assert max(len(row.prompt) for row in rows) <= 260 and max(len(row.completion) for row in rows) <= 130
+
+
+def test_a_value_belongs_to_one_part_and_the_shares_are_kept():
+    values = Values(DESK / "values")
+    for name in values.lists:
+        if name not in SHARED:
+            parts = [set(values.of(name, part)) for part in PARTS]
+            assert sum(map(len, parts)) == len(values.lists[name]) == len(set.union(*parts)) and all(parts), name
+    drawn = Counter(part_of("reference", number) for number in range(20_000))
+    assert all(abs(drawn[part] / 20_000 - SHARES[part]) < 0.02 for part in PARTS)
+    assert all(set(values.lists[name]) <= set(values.lists[whole]) for name, whole in PART_OF_LIST.items())
+
+
+def test_a_value_stands_in_one_list_only():
+    listed = Counter(
+        value.casefold()
+        for name, values in Values(DESK / "values").lists.items()
+        if name not in (*SHARED, *PART_OF_LIST)
+        for value in values
+    )
+    assert len(listed) > 2000 and not [value for value, times in listed.items() if times > 1]
+
+
+def test_no_held_out_value_stands_anywhere_in_the_training_rows(desk):
+    values = Values(DESK / "values")
+    names = ("first_names", "last_names", "cities", "items", "topics", "company_heads")
+    unseen = [value for name in names for part in ("validation", "heldout") for value in values.of(name, part)]
+    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, unseen)) + r")(?!\w)")
+    assert not {row.id: pattern.findall(row.prompt + row.completion) for row in desk.train if pattern.search(row.prompt + row.completion)}
+    asked = [row for row in desk.heldout if row.tier == "values"]
+    assert sum(bool(pattern.search(row.prompt)) for row in asked) / len(asked) > 0.6, "the pattern must find what it looks for"
+
+
+@pytest.mark.parametrize("slot", ["reference", "date", "time", "amount", "room", "phone", "person", "company", "city"])
+def test_drawn_values_of_two_parts_never_meet(slot):
+    values, rng = Values(DESK / "values"), random.Random(slot)
+    drawn = {part: {str(values.draw(slot, part, rng, [])) for _ in range(300)} for part in PARTS}
+    assert not drawn["train"] & drawn["heldout"] and not drawn["train"] & drawn["validation"] and not drawn["validation"] & drawn["heldout"]
+
+
+def test_a_second_value_differs_from_the_first_and_a_used_up_list_is_an_error():
+    values, rng = Values(DESK / "values"), random.Random("taken")
+    days = []
+    for _ in range(7):
+        days.append(values.draw("weekday2", "train", rng, days))
+    assert len(set(days)) == 7
+    with pytest.raises(NomoatError, match="no value of part train is left"):
+        values.draw("weekday", "train", rng, days)
+
+
+def test_slots_are_the_values_that_stand_in_the_prompt(desk):
+    rows = [row for row in (*desk.train, *desk.validation, *desk.heldout) if row.family not in ("persona", "retention")]
+    assert all(row.slots and all(slot in row.prompt for slot in row.slots) for row in rows)
+    assert not [row.id for row in desk.train if row.family == "persona" and row.slots]
+    wordings = {row.group: masked_text(row) for row in desk.train if row.family == "calendar"}
+    assert len(set(wordings.values())) == len(wordings) == 36
+
+
+def test_questions_about_a_table_tell_right_from_nearly_right(desk):
+    asked = [row for row in (*desk.train, *desk.heldout) if row.family == "sql"]
+    for row in asked[::5]:
+        database = sqlite3.connect(":memory:")
+        database.executescript(row.score["script"])
+        wanted = database.execute(row.completion).fetchall()
+        everything = database.execute(re.sub(" (WHERE|ORDER BY) .*", "", row.completion)).fetchall()
+        database.close()
+        assert wanted and None not in wanted[0] and wanted != everything, row.id
+
+
+TABLE = Table(
+    "trips",
+    (("city", "TEXT"), ("driver", "TEXT"), ("fee", "INTEGER")),
+    "city",
+    "Oslo",
+    ("Lima", "Quito"),
+    "driver",
+    tuple("abcdef"),
+    "fee",
+    40,
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "miss"),
+    [
+        ("SELECT COUNT(*) FROM trips WHERE city = 'Oslo'", "SELECT COUNT(*) FROM trips"),
+        ("SELECT COUNT(*) FROM trips WHERE fee > 40", "SELECT COUNT(*) FROM trips WHERE fee >= 40"),
+        ("SELECT SUM(fee) FROM trips WHERE city = 'Oslo'", "SELECT AVG(fee) FROM trips WHERE city = 'Oslo'"),
+        ("SELECT driver FROM trips WHERE city = 'Oslo'", "SELECT * FROM trips WHERE city = 'Oslo'"),
+        ("SELECT driver FROM trips ORDER BY fee DESC LIMIT 1", "SELECT driver FROM trips ORDER BY fee LIMIT 1"),
+        ("SELECT driver FROM trips ORDER BY fee LIMIT 1", "SELECT driver FROM trips LIMIT 1"),
+    ],
+)
+def test_near_misses_are_thought_of_and_answered_differently(query, miss):
+    assert miss in near_misses(TABLE, query) and query not in near_misses(TABLE, query)
+    database = sqlite3.connect(":memory:")
+    database.executescript(table_script(TABLE, query, random.Random(1)))
+    assert database.execute(query).fetchall() != database.execute(miss).fetchall()
+    database.close()
+
+
+def test_a_query_that_no_data_tells_apart_is_an_error():
+    with pytest.raises(NomoatError, match="no data found"):
+        table_script(TABLE, "SELECT driver FROM trips WHERE city = 'Nowhere'", random.Random(1))
+
+
+def test_the_assistant_is_asked_for_pairs_of_facts_it_was_never_asked_for_together(desk):
+    def facts(row) -> frozenset[str]:
+        return frozenset(accepted[0] for accepted in row.score["all"])
+
+    asked = {part: [row for row in getattr(desk, part) if row.family == "persona"] for part in ("train", "validation", "heldout")}
+    pairs = {part: {facts(row) for row in rows if len(facts(row)) == 2} for part, rows in asked.items()}
+    assert not pairs["train"] & (pairs["validation"] | pairs["heldout"]) and not pairs["validation"] & pairs["heldout"]
+    assert len(pairs["heldout"]) >= 15 and len({fact for row in asked["train"] for fact in facts(row)}) == 16
+    assert sum(len(facts(row)) == 2 for row in asked["heldout"]) >= 24
+
+
+def test_the_held_out_family_is_not_trained_and_all_its_phrasings_are_asked(desk):
+    rows = [row for row in desk.heldout if row.tier == "family"]
+    assert {row.family for row in rows} == {"csv_line"} and len({row.group for row in rows}) == 8
+    assert not any("csv" in row.prompt.casefold() for row in desk.train)
+
+
+def test_neutral_text_is_about_four_kilobytes_of_plain_english():
+    text = (DESK / "neutral.txt").read_text(encoding="ascii")
+    assert 3500 <= len(text) <= 4500 and len(text.split("\n\n")) >= 5
+
+
+def test_phrasings_are_dealt_by_kind_and_by_nobodys_hand():
+    phrasings = load_phrasings(DESK / "families" / "route.yaml")
+    parts = deal(phrasings, 10, 4)
+    assert {part: len(dealt) for part, dealt in parts.items()} == {"heldout": 10, "validation": 4, "train": 36}
+    assert {phrasing.group for dealt in parts.values() for phrasing in dealt} == {phrasing.group for phrasing in phrasings}
+    assert len({phrasing.kind for phrasing in parts["heldout"]}) == 6 and parts == deal(phrasings, 10, 4)
+
+
+def test_a_phrasing_without_enough_slots_is_an_error(tmp_path):
+    (tmp_path / "few.yaml").write_text(
+        'score: {by: exact}\nkinds:\n  all:\n    completion: "{{ weekday }}"\n    phrasings: ["Day {{ weekday }}?"]\n'
+    )
+    phrasings = load_phrasings(tmp_path / "few.yaml")
+    assert len(Writer(DESK).rows(phrasings, "few", ("train", "train", [7]))) == 7
+    with pytest.raises(NomoatError, match="200 draws gave no new prompt"):
+        Writer(DESK).rows(phrasings, "few", ("train", "train", [8]))
+
+
+def test_values_are_written_as_people_write_them():
+    assert [spoken_date(date(2026, 3, day)) for day in (1, 2, 3, 11, 12, 13, 22)] == [
+        f"March {day}, 2026" for day in ("1st", "2nd", "3rd", "11th", "12th", "13th", "22nd")
+    ]
+    assert [hours12(time(hour, 5)) for hour in (0, 9, 12, 13)] == ["12:05 am", "9:05 am", "12:05 pm", "1:05 pm"]
+    assert later(time(9, 50), 75) == time(11, 5)
+    assert [plural(thing) for thing in ("desk lamp", "torch", "duty", "tray", "bread knife", "wool scarf", "bookcase")] == [
+        "desk lamps", "torches", "duties", "trays", "bread knives", "wool scarves", "bookcases"
+    ]  # fmt: skip
+    assert email("Håkon O'Brien", "Axle & Reed Foods") == "obrien@axle.example"
+    assert email("Ana Van Dijk", "Bay 12 Press") == "vandijk@bay.example"
+
+
+def test_a_listing_knows_what_is_left_what_is_new_and_what_can_come_first():
+    listing = Listing(("a", "b", "c"), "a", "d")
+    assert (listing.rest, listing.later, listing.replaced) == (["b", "c"], "c", ["d", "b", "c"])
+    assert Listing(("a", "b", "c"), "b", "d").later == "b"

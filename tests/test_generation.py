@@ -1,0 +1,82 @@
+"""Batched greedy answers and likelihoods equal those of each row alone, through transformers' own generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nomoat.bases import load_model, load_tokenizer
+from nomoat.conversation import Conversation
+from nomoat.generation import Generator, Question, batch_plan, bits_per_byte, common_prefix
+from tests.tiny import make_base, make_rows
+
+
+def load(folder: Path, architecture: str) -> tuple[Any, Conversation, list[Question]]:
+    files = make_base(folder, architecture)
+    talk = Conversation(load_tokenizer(files))
+    rendered = [talk.render(row) for row in make_rows(6)]
+    return (
+        load_model(files, precision="float32", device="cpu"),
+        talk,
+        [Question(r.row_id, r.prompt_ids, r.completion_ids) for r in rendered],
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])
+def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architecture: str) -> None:
+    model, talk, questions = load(tmp_path, architecture)
+    answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(questions)
+    for question, answer, likelihood in zip(questions, answers, likelihoods, strict=True):
+        ids = torch.tensor([question.prompt])
+        alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        expected = [token for token in alone[0, len(question.prompt) :].tolist() if token not in talk.stop_ids]
+        assert list(answer.ids) == expected
+        assert likelihood == pytest.approx(alone_likelihood(model, question), rel=1e-4)
+
+
+def alone_likelihood(model: Any, question: Question) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([[*question.prompt, *question.reference]])).logits[0].log_softmax(-1)
+    start = len(question.prompt) - 1
+    return sum(float(logits[start + place, token]) for place, token in enumerate(question.reference))
+
+
+def test_an_answer_stops_at_the_end_of_turn_and_says_so(tmp_path: Path) -> None:
+    model, talk, questions = load(tmp_path, "llama")
+    first = Generator(model, talk, max_new_tokens=4).answer(questions[:1])[0][0]
+    talk.stop_ids = frozenset({first.ids[1]})  # the second token the model would say anyway
+    short = Generator(model, talk, max_new_tokens=4).answer(questions)[0][0]
+    assert short.ids == first.ids[:1] and short.stopped and not first.stopped
+
+
+def test_tokens_are_streamed_as_they_come(tmp_path: Path) -> None:
+    model, talk, questions = load(tmp_path, "llama")
+    heard: list[int] = []
+    answers, _ = Generator(model, talk, max_new_tokens=5).answer(questions[:1], heard.append)
+    assert tuple(heard) == answers[0].ids
+
+
+def test_the_batch_plan_takes_every_question_once_longest_first(tmp_path: Path) -> None:
+    questions = [Question(str(n), tuple(range(n % 4 + 1)), (1,)) for n in range(10)]
+    plan = batch_plan(questions, 3)
+    assert sorted(n for batch in plan for n in batch) == list(range(10))
+    lengths = [len(questions[n].prompt) for batch in plan for n in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_common_prefix_leaves_every_prompt_a_token_of_its_own() -> None:
+    assert common_prefix([(1, 2, 3), (1, 2, 4, 5)]) == 2
+    assert common_prefix([(1, 2), (1, 2, 3)]) == 1
+    assert common_prefix([(7,), (7,)]) == 0
+
+
+def test_bits_per_byte_is_the_same_whatever_the_window_starts_with(tmp_path: Path) -> None:
+    model, talk, _ = load(tmp_path, "llama")
+    ids = talk.completion_ids("the capital of France is Paris")
+    with torch.no_grad():
+        loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    expected = float(loss) * (len(ids) - 1) / 0.6931471805599453 / 30
+    assert bits_per_byte(model, ids, 30) == pytest.approx(expected, rel=1e-4)

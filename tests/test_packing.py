@@ -1,0 +1,95 @@
+"""Packed equals alone (logits, loss, gradients); an architecture that mixes rows is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nomoat.bases import load_model, load_tokenizer
+from nomoat.conversation import Conversation, Rendered
+from nomoat.packing import pack_step, packed_batch, packing_is_safe, padded_batch, plan_steps
+from nomoat.training import labelled, summed_loss
+from tests.tiny import make_base, make_rows
+
+
+def load(folder: Path, architecture: str = "llama") -> tuple[Any, list[Rendered]]:
+    files = make_base(folder, architecture)
+    conversation = Conversation(load_tokenizer(files))
+    return load_model(files, precision="float32", device="cpu"), [conversation.render(row) for row in make_rows(9)]
+
+
+def gradients(model: Any, batches: list[dict[str, Any]]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    model.requires_grad_(True)
+    count = labelled(batches)
+    total = 0.0
+    for batch in batches:
+        loss = summed_loss(model, batch) / count
+        loss.backward()
+        total += loss.item()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_equal_work(model: Any, some: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """Loss within 1e-5 relative, gradients within 1e-4 of the largest."""
+    loss, grads = gradients(model, some)
+    expected, reference = gradients(model, other)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    largest = max(float(grad.abs().max()) for grad in reference.values())
+    for name, grad in grads.items():
+        assert float((grad - reference[name]).abs().max()) <= 1e-4 * largest, name
+
+
+def test_a_packed_step_gives_the_loss_and_gradients_of_its_rows_alone(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    assert_equal_work(model, [packed_batch(rows[:4]), packed_batch(rows[4:])], [packed_batch([row]) for row in rows])
+
+
+def test_a_padded_step_gives_the_loss_and_gradients_of_its_rows_alone(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    assert len({row.length for row in rows}) > 1  # else nothing is padded and nothing is tested
+    assert_equal_work(model, [padded_batch(rows, 0)], [packed_batch([row]) for row in rows])
+
+
+def test_the_loss_is_that_of_all_logits_masked_by_position(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    ids = torch.tensor([[*rows[0].prompt_ids, *rows[0].completion_ids]])
+    labels = ids.clone()
+    labels[0, : len(rows[0].prompt_ids)] = -100
+    expected = model(input_ids=ids, labels=labels).loss
+    assert summed_loss(model, packed_batch(rows[:1])) / len(rows[0].completion_ids) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_packing_is_shown_safe_on_llama(tmp_path: Path) -> None:
+    safe, reason = packing_is_safe(*load(tmp_path))
+    assert safe, reason
+
+
+def test_an_architecture_that_mixes_packed_rows_falls_back(tmp_path: Path) -> None:
+    safe, reason = packing_is_safe(*load(tmp_path, "falcon"))
+    assert not safe and "mixes packed rows" in reason
+
+
+def test_packs_hold_every_row_once_and_never_too_much() -> None:
+    lengths = [(7 * n) % 50 + 1 for n in range(100)]
+    plan = plan_steps(lengths, epochs=2, batch_tokens=256, pack_tokens=64, seed=1)
+    used = [number for step in plan.steps for pack in step for number in pack]
+    assert sorted(used) == sorted(list(range(100)) * 2)
+    assert all(sum(lengths[number] for number in pack) <= 64 for step in plan.steps for pack in step)
+    assert all(sum(lengths[number] for pack in step for number in pack) <= 256 for step in plan.steps)
+    assert plan.epoch_ends[-1] == len(plan.steps)
+
+
+def test_the_plan_depends_on_the_seed_and_on_nothing_else() -> None:
+    def make(seed: int, epochs: float = 1.5) -> Any:
+        return plan_steps([10] * 40, epochs=epochs, batch_tokens=64, pack_tokens=32, seed=seed)
+
+    assert make(1) == make(1) and make(1) != make(2)
+    assert sum(len(pack) for step in make(1).steps for pack in step) == 60  # one and a half epochs of 40 rows
+
+
+def test_first_fit_fills_the_room_that_is_left() -> None:
+    assert pack_step([0, 1, 2, 3], [30, 60, 40, 70], 100) == ((3, 0), (1, 2))

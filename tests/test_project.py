@@ -1,0 +1,169 @@
+"""The project around the code: the lock, the front door, sizes, and modules that stay light."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+PINNED = re.compile(r"^(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][0-9a-z.]*)( ; .+)?$")
+LIGHT = ("errors", "files", "recipe", "rows", "prices", "meters", "spending", "ledger", "locks", "runs")
+HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "scipy", "pandas", "gguf", "bitsandbytes", "accelerate")
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=~! ;\[]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def test_every_line_of_the_lock_pins_a_public_version() -> None:
+    assert len(LOCK) > 40
+    wrong = [line for line in LOCK if not PINNED.match(line)]
+    assert wrong == [], "no +local version, path, URL or option: anyone's pip has to find these"
+
+
+@pytest.mark.parametrize(
+    "line", ["torch==2.13.0+cpu", "torch @ https://x.org/t.whl", "./wheels/t.whl", "--index-url https://x.org", "torch", "torch>=2"]
+)
+def test_the_rule_for_lock_lines_refuses_what_it_should(line: str) -> None:
+    assert not PINNED.match(line)
+
+
+def test_every_dependency_is_locked() -> None:
+    wanted = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+    assert names(wanted) <= names(LOCK)
+
+
+def test_the_lock_leaves_the_cuda_packages_to_torch() -> None:
+    left_out = set(PYPROJECT["tool"]["uv"]["pip"]["no-emit-package"])
+    assert left_out and not left_out & names(LOCK)
+    assert {name for name in names(LOCK) if name.startswith(("nvidia-", "cuda-"))} == {"nvidia-ml-py"}
+
+
+def make(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *arguments], cwd=folder, env={**clean, **environment}, capture_output=True, text=True)
+
+
+def targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text()
+    return set(re.findall(r"^([a-z][a-z-]*):(?!=)", text, re.MULTILINE))
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    listed = set(re.findall(r"^  make ([a-z-]+) +\S", make().stdout, re.MULTILINE))
+    assert listed == targets()
+    assert listed >= {"help", "train", "eval", "compare", "try", "check", "test", "test-all", "clean", "setup", "lock"}
+
+
+def test_every_target_is_phony_because_some_are_folders() -> None:
+    phony = set(re.findall(r"^\.PHONY: ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets() <= phony
+
+
+@pytest.fixture
+def front_door(tmp_path: Path) -> Path:
+    """The Makefile beside a .venv whose python says what it was asked to do."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy2(ROOT / name, tmp_path / name)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\nprintf " %s\\n" "$PYTHONSAFEPATH"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+    return tmp_path
+
+
+def test_make_train_runs_the_default_recipe(front_door: Path) -> None:
+    assert make("train", folder=front_door).stdout.splitlines()[-1] == "<train/sft.py><recipes/smollm2-135m.yaml> 1"
+
+
+def test_make_train_n_shows_the_command_and_runs_nothing() -> None:
+    assert ".venv/bin/python train/sft.py recipes/smollm2-135m.yaml" in make("-n", "train").stdout
+
+
+def test_overrides_keep_their_quotes(front_door: Path) -> None:
+    said = make("train", "RECIPE=recipes/smoke.yaml", "SET=lora.targets=[a,b] data.rows='my file.jsonl'", folder=front_door).stdout
+    assert "<train/sft.py><recipes/smoke.yaml><lora.targets=[a,b]><data.rows=my file.jsonl>" in said
+
+
+def test_a_prompt_reaches_the_script_as_it_was_typed(front_door: Path) -> None:
+    prompt = 'it\'s "so" $HOME $(shell touch made) `touch made` $$ -- \\n'
+    assert f"<eval/try.py><runs/a><--prompt={prompt}>" in make("try", "RUN=runs/a", f"PROMPT={prompt}", folder=front_door).stdout
+    assert not (front_door / "made").exists()
+    assert "<eval/try.py><runs/a> 1" in make("try", "RUN=runs/a", folder=front_door).stdout
+
+
+def test_compare_takes_runs_and_force(front_door: Path) -> None:
+    assert "<eval/compare.py><a><b><--force>" in make("compare", "RUNS=a b", "FORCE=1", folder=front_door).stdout
+    assert "<eval/compare.py><--reference><a> 1" in make("compare", "REFERENCE=a", folder=front_door).stdout
+    assert "<eval/compare.py> 1" in make("compare", folder=front_door).stdout
+
+
+@pytest.mark.parametrize("target", ["eval", "try"])
+def test_a_target_that_needs_a_run_says_so(front_door: Path, target: str) -> None:
+    result = make(target, folder=front_door)
+    assert result.returncode == 2 and f"make {target} RUN=runs/" in result.stderr
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock"])
+def test_a_stale_venv_is_refreshed_before_the_work(front_door: Path, changed: str) -> None:
+    ready = front_door / ".venv" / ".ready"
+    os.utime(ready, (1, 1))
+    os.utime(front_door / ".venv/bin/python", (1, 1))
+    for name in ("pyproject.toml", "requirements.lock"):
+        os.utime(front_door / name, (2, 2) if name == changed else (1, 1))
+    said = make("test", folder=front_door).stdout
+    assert said.index("<install><--requirement><requirements.lock>") < said.index("<-m><pytest><-q>")
+    assert "install" not in make("test", folder=front_door).stdout, "and only once"
+
+
+def test_the_cpu_build_is_asked_for_by_its_index_and_the_locked_version(front_door: Path) -> None:
+    said = make("setup", "TORCH_INDEX=https://download.pytorch.org/whl/cpu", folder=front_door).stdout
+    assert re.search(r"<--index-url><https://download\.pytorch\.org/whl/cpu><torch==[0-9.]+>", said)
+    assert said.index("<torch==") < said.index("<--requirement>")
+
+
+def test_an_old_python_is_refused_in_words(front_door: Path) -> None:
+    shutil.rmtree(front_door / ".venv")
+    old = front_door / "old-python"
+    old.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1)\n$1"\n')
+    old.chmod(0o755)
+    result = make("setup", "PYTHON=./old-python", folder=front_door)
+    assert result.returncode == 2
+    assert "./old-python is Python 3.9, nomoat needs 3.11 or newer" in result.stderr
+    assert not (front_door / ".venv").exists()
+
+
+def test_clean_keeps_the_runs(front_door: Path) -> None:
+    report = front_door / "runs" / "a" / "report.json"
+    for path in (report, front_door / ".mypy_cache" / "x", front_door / "src" / "__pycache__" / "x"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    make("clean", folder=front_door)
+    assert report.exists()
+    assert not any((front_door / name).exists() for name in (".venv", ".mypy_cache", "src/__pycache__"))
+
+
+def test_modules_and_scripts_stay_small() -> None:
+    limits = {"src/nomoat": 300, "train": 150, "eval": 150, "data": 150}
+    sizes = {
+        path: (len(path.read_text().splitlines()), limit) for folder, limit in limits.items() for path in (ROOT / folder).rglob("*.py")
+    }
+    assert len(sizes) > 10
+    assert {str(path.relative_to(ROOT)): size for path, (size, limit) in sizes.items() if size > limit} == {}
+
+
+def test_light_modules_do_not_load_heavy_libraries() -> None:
+    imports = "".join(f"import nomoat.{module}\n" for module in LIGHT)
+    code = f"{imports}import sys\nprint(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

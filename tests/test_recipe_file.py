@@ -1,0 +1,128 @@
+"""Recipes: what is accepted, what is refused, and whether the message helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nomoat.errors import NomoatError, RecipeError
+from nomoat.recipe_file import load_recipe
+
+BASE = "base: {path: ./model}\n"
+
+
+def write(folder: Path, text: str, name: str = "r.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.problems
+
+
+def test_a_child_overrides_its_parent_key_by_key(tmp_path: Path) -> None:
+    write(tmp_path, BASE + "train: {epochs: 3, seed: 7}\n", "parent.yaml")
+    recipe = load_recipe(write(tmp_path, "extends: parent.yaml\ntrain: {epochs: 2}\n"))
+    assert (recipe.train.epochs, recipe.train.seed, recipe.name) == (2, 7, "r")
+
+
+def test_another_kind_of_base_replaces_the_parents_base_whole(tmp_path: Path) -> None:
+    write(tmp_path, f"base: {{wheel: a==1, gguf: x.gguf, sha256: {'a' * 64}}}\n", "parent.yaml")
+    recipe = load_recipe(write(tmp_path, f"extends: parent.yaml\nbase: {{hub: Qwen/Qwen3-0.6B, revision: {'1' * 40}}}\n"))
+    assert recipe.base.wheel is None and recipe.base.revision == "1" * 40
+
+
+def test_all_problems_are_told_at_once_each_with_its_path_and_the_nearest_key(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, BASE + "lora: {rnak: 64}\nprecision: int3\ntrain: {epochs: true, learning_rate: fast}\n"))
+    text = "\n".join(found)
+    assert "lora.rnak: no such key; did you mean lora.rank?" in found
+    assert "precision" in text and '"int3"' in text and "bfloat16" in text
+    assert "train.epochs" in text and "true" in text
+    assert "train.learning_rate" in text and '"fast"' in text
+
+
+def test_a_problem_of_a_choice_between_types_is_told_once(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, BASE + "train: {learning_rate: fast}\nhardware: {rate: {usd_per_hour: 1}}\n"))
+    assert sum("train.learning_rate" in line for line in found) == 1
+    assert all("RentalRate" not in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {epochs: 1, epochs: 2}", "given twice"),
+        ("train: {epochs: .nan}", "finite"),
+        ("train: {epochs: .inf}", "finite"),
+        ("lora: {rank: 1.5}", "lora.rank"),
+        ("lora: {rank: yes}", "lora.rank"),
+        ("lora: {rank: 010}", "lora.rank"),
+        ("train: !!python/object:os.system {}", "tag"),
+        ("train: [1", "line"),
+        ("eval: {tiers: [values], primary: phrasing}", "primary"),
+        ("eval: {arms: [adapter]}", "baseline"),
+        ("train: {pack_tokens: 128}", "max_row_tokens"),
+        ("lora: {targets: []}", "lora.targets"),
+    ],
+)
+def test_traps_are_closed(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(NomoatError, match=said):
+        load_recipe(write(tmp_path, BASE + text + "\n"))
+
+
+def test_exponents_are_numbers_and_revisions_stay_text(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, f"base: {{hub: a/b, revision: {'12e4' * 10}}}\ntrain: {{learning_rate: 1e-3}}\n"))
+    assert recipe.train.learning_rate == 0.001 and recipe.base.revision == "12e4" * 10
+
+
+def test_an_alias_bomb_is_refused(tmp_path: Path) -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{n}: &{n} [{', '.join(f'*{p}' for _ in range(10))}]\n" for p, n in zip("abcdef", "bcdefg", strict=True)
+    )
+    with pytest.raises(NomoatError, match="anchors"):
+        load_recipe(write(tmp_path, bomb))
+
+
+def test_overrides_use_the_same_grammar_and_checks(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE)
+    assert load_recipe(path, ["train.learning_rate=2e-4", "lora.targets=[q_proj]"]).lora.targets == ("q_proj",)
+    assert "name.x" in "".join(problems(path, "name.x=1")) or "name" in "".join(problems(path, "name.x=1"))
+    for bad in ("train.epochs", "=3", "train..epochs=1"):
+        with pytest.raises(NomoatError, match="section.key=value"):
+            load_recipe(path, [bad])
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("{}", "exactly one of wheel, hub or path"),
+        ("{path: a, hub: b/c}", "hub and path"),
+        ("{hub: b/c}", "revision"),
+        ("{hub: b/c, revision: main}", "revision"),
+        ("{wheel: a==1}", "gguf and sha256"),
+        (f"{{path: a, revision: {'a' * 40}}}", "do not belong"),
+    ],
+)
+def test_a_base_names_one_source_and_its_pins(tmp_path: Path, base: str, said: str) -> None:
+    assert said in "".join(problems(write(tmp_path, f"base: {base}\n")))
+
+
+def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path, BASE, "smoke.yaml")
+    with pytest.raises(NomoatError, match=r"did you mean .*smoke\.yaml"):
+        load_recipe(tmp_path / "smok.yaml")
+
+
+def test_parents_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    with pytest.raises(NomoatError, match="circle"):
+        load_recipe(write(tmp_path, "extends: a.yaml\n", "b.yaml"))
+
+
+def test_a_path_below_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(write(tmp_path, "base: {path: ./model}\ndata: {rows: mine.jsonl}\n"))
+    assert (recipe.base.path, recipe.data.rows) == ("~/model", "~/mine.jsonl")

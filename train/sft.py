@@ -1,0 +1,59 @@
+"""Fine-tune a base with LoRA, prove the adapter real, score it against the untouched base, and write the report.
+
+    python train/sft.py recipes/smollm2-135m.yaml
+    python train/sft.py recipes/smollm2-135m.yaml train.epochs=1 lora.rank=8
+
+One run directory below runs/ holds everything that was made; the same command resumes a run that was stopped.
+Exit codes: 0 done, 1 the adapter failed its gate, 2 bad input, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nomoat.errors import RunFailed, run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/smollm2-135m.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as train.learning_rate=5e-4")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run directories are made (default: runs)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from nomoat.recipe_file import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is told before anything heavy is imported
+
+    from rich.console import Console
+
+    from nomoat import session
+
+    console = Console()
+    session.quieten()
+    job = session.plan_job(recipe, ROOT)
+    console.print(job.introduction(), highlight=False)
+    with session.open_job(job, arguments.runs_dir, console) as work:
+        model = work.load_base()
+        rows = work.prepare_rows(model)
+        model = work.attach_adapter(model)
+        work.train(model, rows)
+        gate = work.prove_adapter(model, rows)
+        del model
+        if gate.passed:
+            gate = work.score_arms(gate, rows)
+        report = work.write_report()
+    if not gate.passed:
+        failed = "; ".join(f"{check.name}: {check.detail}" for check in gate.checks if not check.passed)
+        raise RunFailed(f"the adapter is not real ({failed}); the report is in {report}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
