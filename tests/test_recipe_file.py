@@ -89,9 +89,9 @@ def test_an_alias_bomb_is_refused(tmp_path: Path) -> None:
 def test_overrides_use_the_same_grammar_and_checks(tmp_path: Path) -> None:
     path = write(tmp_path, BASE)
     assert load_recipe(path, ["train.learning_rate=2e-4", "lora.targets=[q_proj]"]).lora.targets == ("q_proj",)
-    assert "name.x" in "".join(problems(path, "name.x=1")) or "name" in "".join(problems(path, "name.x=1"))
+    assert "name: input should be a valid string" in problems(path, "name.x=1")[0]
     for bad in ("train.epochs", "=3", "train..epochs=1"):
-        with pytest.raises(NomoatError, match="section.key=value"):
+        with pytest.raises(NomoatError, match=r"section\.key=value"):
             load_recipe(path, [bad])
 
 

@@ -29,7 +29,15 @@ SORTED = Row("SELECT name FROM item ORDER BY price, id", {"by": "sql_rows", "scr
 COUNTED = Row("SELECT shelf, AVG(price) FROM item GROUP BY shelf", {"by": "sql_rows", "script": SHOP})
 SHAPE = Row(
     "Dear Ada,\nall good.",
-    {"by": "constraints", "rules": [{"rule": "starts_with", "text": "Dear"}, {"rule": "max_words", "number": 6}, {"rule": "no_digits"}]},
+    {
+        "by": "constraints",
+        "rules": [
+            {"rule": "starts_with", "text": "Dear"},
+            {"rule": "max_words", "number": 6},
+            {"rule": "no_digits"},
+            {"rule": "sentences", "number": 1},
+        ],
+    },
 )
 LABEL = Row("billing", {"by": "label", "labels": ["billing", "billing dispute", "sales", "other"]})
 FACTS = Row("Ask Ada before 5.", {"by": "contains", "all": ["Ada", ["5", "five"]]})
@@ -129,6 +137,7 @@ HOSTILE = {
     "10 MB of braces": '{"a":' * 2_000_000,
     "200 kB of open objects": '{"a":' * 39_999,
     "200 kB of broken keys": '{"a' * 66_000,
+    "objects closed": '{"a":' * 480 + "1" + "}" * 480,
     "brackets closed": "[" * 50_000 + "]" * 50_000,
     "huge number": "9" * 199_000,
     "many numbers": "111," * 49_000,
@@ -138,6 +147,7 @@ HOSTILE = {
     "NUL in a query": "SELECT name\0 FROM item",
     "lone surrogates": "\ud800" * 100_000,
     "surrogate in a query": "SELECT name FROM item WHERE name = '\ud800'",
+    "control sign in a query": "SELECT \x1b FROM item",
     "control signs": "\x1b[31m\x07\u202e" * 100,
     "endless": "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
     "endless rows": "WITH RECURSIVE c(x) AS (SELECT id FROM item UNION ALL SELECT x + 1 FROM c) SELECT x FROM c",
@@ -266,6 +276,7 @@ def test_a_tie_between_choices_is_no_answer_and_a_missing_likelihood_no_score() 
         ({"by": "number"}, "one", "does not score 1 by number: IndexError"),
         ({"by": "json_fields"}, "{", "must be a JSON object"),
         ({"by": "json_fields"}, "[1]", "must be a JSON object"),
+        ({"by": "json_fields"}, '{"a": NaN}', "NaN is not JSON"),
         ({"by": "sql_rows"}, "SELECT 1", "sql_rows needs script"),
         ({"by": "sql_rows", "script": "CREATE TABEL x(a)"}, "SELECT 1", "does not run"),
         ({"by": "sql_rows", "script": SHOP}, "SELECT name FROM item WHERE id > 99", "returns no rows"),

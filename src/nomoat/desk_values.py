@@ -25,6 +25,14 @@ PATTERNS = {  # A: a capital letter, a: a small one, #: a digit
     "room": ("A##", "A#.##", "###", "A-###", "#A"),
     "phone": ("555-####", "0## 555 ####", "+## 555 ### ###"),
 }
+LISTINGS = {  # slots that draw a list, and of what
+    "guests": "first_names",
+    "stops": "cities",
+    "things": "items",
+    "agenda": "topics",
+    "firms": "company_heads",
+    "tickets": "reference",
+}
 FIRST_DAY, DAYS = date(2023, 1, 1), 6 * 365
 
 
@@ -35,6 +43,9 @@ class Listing:
     all: tuple[str, ...]
     target: str
     new: str
+
+    def __str__(self) -> str:
+        return ", ".join(self.all)
 
     @property
     def rest(self) -> list[str]:
@@ -105,6 +116,8 @@ class Values:
     def _draw(self, pool: str, part: str, rng: random.Random) -> Any:
         if method := getattr(self, f"_{pool}", None):
             return method(part, rng)
+        if pool in LISTINGS:
+            return self._listing(LISTINGS[pool], part, rng)
         if pool in PATTERNS:
             return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
         return rng.choice(self.of(_list_of(pool), part))
@@ -145,11 +158,13 @@ class Values:
         return rng.randrange(2, 60)
 
     def _list(self, part: str, rng: random.Random) -> Listing:
-        names = rng.choice(("cities", "items", "topics", "first_names", "company_heads", "reference"))
+        return self._listing(rng.choice(list(LISTINGS.values())), part, rng)
+
+    def _listing(self, names: str, part: str, rng: random.Random) -> Listing:
         size = rng.randrange(3, 5 if names == "reference" else 6)  # digits make long answers: many tokenizers give each its own token
         chosen: list[str] = []
         while len(chosen) <= size:
-            chosen.append(self.draw("reference" if names == "reference" else names, part, rng, chosen))
+            chosen.append(self.draw(names, part, rng, chosen))
         return Listing(tuple(chosen[:size]), chosen[rng.randrange(size)], chosen[size])
 
     def _table(self, part: str, rng: random.Random) -> Table:

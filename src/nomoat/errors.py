@@ -38,12 +38,18 @@ def explain(error: BaseException) -> str | None:
     """The message for an error whose cause lies outside the program, or None for a bug of ours."""
     if isinstance(error, NomoatError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{place}: nothing finished was lost; free some space and run the same command again"
+    if _is_full_disk(error):
+        return f"the disk is full ({error}): nothing finished was lost; free some space and run the same command again"
     if isinstance(error, PermissionError):
         return f"no permission for {error.filename}: choose a folder you may write to"
     return None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Also where torch or safetensors have put the system's error into words of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing", "Disk quota exceeded"))
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -35,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
     """Write one canonical JSON record a line, atomically."""
-    write_atomically(path, "".join(canonical_json(record) + "\n" for record in records))
+    write_atomically(path, "".join(escape_surrogates(canonical_json(record)) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:
@@ -51,6 +54,11 @@ def read_lines(path: Path) -> Iterator[Any]:
         for line in file:
             if line.endswith("\n") and line.strip():
                 yield json.loads(line)
+
+
+def escape_surrogates(text: str) -> str:
+    """JSON text whose half characters are escapes: a model can emit them, UTF-8 cannot hold them."""
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def canonical_json(value: Any) -> str:

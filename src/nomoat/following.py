@@ -122,11 +122,6 @@ class Following(TrainerCallback):
         return facts
 
 
-def rendered_bytes(completions: Sequence[str]) -> int:
-    """UTF-8 bytes of reference answers."""
-    return sum(len(text.encode()) for text in completions)
-
-
 def too_long(rows: Sequence[Rendered], limit: int) -> list[dict[str, str]]:
     """Rows that do not fit, with the reason, for rows.json."""
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,16 @@ class Prepared:
     record: dict[str, Any]
 
 
-def load_rows(recipe: Recipe, root: Path) -> tuple[RowSet, LeakReport]:
+@dataclass(frozen=True)
+class Loaded:
+    """The recipe's rows (its fraction of the training rows), the worked examples drawn from all of them, and the audit."""
+
+    rows: RowSet
+    examples: dict[str, tuple[Row, ...]]
+    leaks: LeakReport
+
+
+def load_rows(recipe: Recipe, root: Path) -> Loaded:
     """The recipe's rows, audited. Raises NomoatError when a held-out row leaked and the recipe gives no reason to go on."""
     own = is_file_of_rows(recipe.data.rows)
     if own:
@@ -45,7 +54,8 @@ def load_rows(recipe: Recipe, root: Path) -> tuple[RowSet, LeakReport]:
     leaks = audit(rows.train, rows.validation, rows.heldout, user_data=own)
     if not leaks.clean and recipe.data.allow_leaks is None:
         raise NomoatError(_leak_message(recipe, leaks))
-    return rows, leaks
+    # The examples come from all rows, so that runs on a fraction have the same few-shot arm.
+    return Loaded(replace(rows, train=take_fraction(rows.train, recipe.data.fraction)), draw_examples(rows.train), leaks)
 
 
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
@@ -68,10 +78,11 @@ def take_fraction(rows: tuple[Row, ...], fraction: float) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.id in kept)
 
 
-def prepare(recipe: Recipe, rows: RowSet, leaks: LeakReport, conversation: Conversation) -> Prepared:
-    """Render training and validation rows, drop what does not fit, choose the held-out rows and the worked examples."""
+def prepare(recipe: Recipe, loaded: Loaded, conversation: Conversation) -> Prepared:
+    """Render training and validation rows, drop what does not fit, choose the held-out rows."""
+    rows = loaded.rows
     limit = recipe.train.max_row_tokens
-    train, train_record = _render(take_fraction(rows.train, recipe.data.fraction), conversation, limit, "training")
+    train, train_record = _render(rows.train, conversation, limit, "training")
     validation, validation_record = _render(rows.validation, conversation, limit, "validation")
     heldout = choose_heldout(rows.heldout, recipe.eval)
     if not any(row.tier == recipe.eval.primary for row in heldout):
@@ -83,7 +94,7 @@ def prepare(recipe: Recipe, rows: RowSet, leaks: LeakReport, conversation: Conve
         "train": train_record,
         "validation": validation_record,
         "heldout": {"available": len(rows.heldout), "scored": len(heldout), "families": _by_tier(heldout)},
-        "leaks": leaks.record(),
+        "leaks": loaded.leaks.record(),
         "decoded_sample": _decoded(train[0], conversation),
     }
     return Prepared(
@@ -91,7 +102,7 @@ def prepare(recipe: Recipe, rows: RowSet, leaks: LeakReport, conversation: Conve
         validation,
         sum(len(row.completion.encode()) for row in rows.validation if row.id in kept),
         heldout,
-        draw_examples(rows.train),  # of all rows, so that every fraction has the same few-shot arm
+        loaded.examples,
         record,
     )
 

@@ -62,6 +62,11 @@ def electricity_usd(rate: ElectricityRate, seconds: float) -> float:
     return estimated_wh(rate, seconds) / 1000 * rate.usd_per_kwh
 
 
+def usd_per_second(rate: Rate) -> float:
+    """What a second costs at either kind of rate, in USD: for the money beside a progress bar."""
+    return electricity_usd(rate, 1) if isinstance(rate, ElectricityRate) else rental_usd(rate, 1)
+
+
 def estimated_wh(rate: ElectricityRate, seconds: float) -> float:
     """Watt-hours at the stated watts: an estimate, never a measurement."""
     return seconds / 3600 * rate.watts

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from nomoat.aggregates import Aggregates, aggregate
 from nomoat.errors import NomoatError
-from nomoat.files import canonical_json, read_json, write_atomically
+from nomoat.files import canonical_json, escape_surrogates, read_json, write_atomically
 from nomoat.report_parts import (
     adapter_facts,
     checked,
@@ -37,7 +36,6 @@ from nomoat.strict_yaml import parse_yaml
 from nomoat.wording import failure_reason
 
 TOLERANCE = 1e-6
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def build_report(run_dir: Path) -> Report:
@@ -76,9 +74,7 @@ def build_report(run_dir: Path) -> Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Write report.json, atomically: indented, with one held-out row, sample or curve point a line."""
-    # JSON keeps half characters as escapes, which UTF-8 alone could not
-    text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", _layout(report.model_dump(mode="json")))
-    write_atomically(path, text + "\n")
+    write_atomically(path, escape_surrogates(_layout(report.model_dump(mode="json"))) + "\n")
 
 
 def read_report(path: Path) -> Report:

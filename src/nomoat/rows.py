@@ -103,6 +103,11 @@ def load_set(name_or_dir: str | Path, root: Path) -> RowSet:
     return RowSet(folder.name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["heldout"]))
 
 
+def load_heldout(path: Path) -> tuple[Row, ...]:
+    """The held-out rows that a run keeps beside its report."""
+    return tuple(_load(path, SHIPPED_KEYS, HELDOUT_TIERS))
+
+
 def load_user_rows(path: Path) -> list[Row]:
     """Rows of a user's .jsonl, .csv or .parquet file; only prompt and completion are required of each.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,14 @@ import yaml
 from rich.console import Console
 
 from nomoat import adapters, bases, devices, evaluation, gate, meters, prices, provenance, runs
+from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.conversation import Conversation
-from nomoat.files import read_json, write_atomically, write_json, write_lines
+from nomoat.files import write_atomically, write_json, write_lines
 from nomoat.fitting import Fit, fit
-from nomoat.generation import bits_per_byte
-from nomoat.leaks import LeakReport
 from nomoat.ledger import Ledger
 from nomoat.packing import packing_is_safe
-from nomoat.preparing import Prepared, load_rows, prepare
-from nomoat.progress import Bar
+from nomoat.preparing import Loaded, Prepared, load_rows, prepare
 from nomoat.recipe import Recipe, learning_rate_for, learning_rate_warning
 from nomoat.report import build_report, write_report
 from nomoat.report_view import print_summary, render_html
@@ -54,8 +52,7 @@ class Job:
     recipe: Recipe
     root: Path
     device: devices.Device
-    rows: RowSet
-    leaks: LeakReport
+    loaded: Loaded
     files: bases.BaseFiles
     precision: str
 
@@ -63,6 +60,11 @@ class Job:
     def scoring_precision(self) -> str:
         """Precision of the scored arms."""
         return devices.scoring_precision(self.precision, self.device)
+
+    @property
+    def rows(self) -> RowSet:
+        """Training (the recipe's fraction), validation and held-out rows."""
+        return self.loaded.rows
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: the recipe without what an hour costs, the rows and the base."""
@@ -79,7 +81,8 @@ class Job:
     def environment(self) -> dict[str, Any]:
         """environment.json, as far as it is known before the model is loaded."""
         hardware = self.recipe.hardware
-        rate = prices.rate_for(self.device.name) if hardware.rate == "auto" else hardware.rate
+        listed = prices.rate_for(self.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
+        rate = listed if isinstance(hardware.rate, str) else hardware.rate
         return {
             **provenance.code_state(self.root),
             "packages": provenance.versions(),
@@ -103,7 +106,8 @@ class Job:
         unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
         return (
             f"recipe   {self.recipe.name}: {self.recipe.lora.method} rank {self.recipe.lora.rank} on {self.files.name.partition('@')[0]}\n"
-            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, {len(self.rows.heldout)} held out\n"
+            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, "
+            f"{len(self.rows.heldout)} held out\n"
             f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
             f"training in {self.precision}, scoring in {self.scoring_precision}"
         )
@@ -111,10 +115,10 @@ class Job:
 
 def plan_job(recipe: Recipe, root: Path) -> Job:
     """Everything that can be refused is refused here, before a run directory exists."""
-    rows, leaks = load_rows(recipe, root)
+    loaded = load_rows(recipe, root)
     device = devices.choose_device(recipe.hardware)
     precision = devices.training_precision(recipe, device)
-    return Job(recipe, root, device, rows, leaks, bases.fetch_base(recipe.base), precision)
+    return Job(recipe, root, device, loaded, bases.fetch_base(recipe.base), precision)
 
 
 @contextmanager
@@ -148,7 +152,7 @@ class Work:
     def prepare_rows(self, model: Any) -> Rows:
         """Rows rendered and counted; packed if this architecture is shown to keep packed rows apart."""
         with self.ledger.segment("prepare"):
-            self.prepared: Prepared = prepare(self.recipe, self.job.rows, self.job.leaks, self.conversation)
+            self.prepared: Prepared = prepare(self.recipe, self.job.loaded, self.conversation)
             packed, reason = packing_is_safe(model, self.prepared.train)
             write_json(self.folder / "rows.json", {**self.prepared.record, "packing": {"packed": packed, "reason": reason}})
             self.run.record(rendering_sha256=self.conversation.fingerprint)
@@ -184,7 +188,7 @@ class Work:
             self.job.device.kind,
             self.learning_rate,
             self.prepared.validation_bytes,
-            None if rate is None else _usd_per_second(rate),
+            None if rate is None else prices.usd_per_second(rate),
         )
         with self.ledger.segment("train") as segment:
             fit(model, job, count=segment.count, console=self.console)
@@ -205,15 +209,13 @@ class Work:
             found.write(self.folder / "gate.json")
         return found
 
-    def score_arms(self, found: gate.Gate, rows: Rows) -> gate.Gate:
+    def score_arms(self, found: gate.Gate) -> gate.Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
-        scorer = Scorer(self)
-        with self.ledger.segment("load"):
-            scorer.load()
-        records = {arm.name: scorer.score(arm) for arm in scorer.arms}
-        lines = baselines(self.job.rows.train, self.prepared.heldout, score)
-        write_lines(self.folder / "eval" / "baselines.jsonl", lines)
-        scorer.neutral()
+        arms = Arms(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
+        arms.load()
+        records = {arm.name: arms.score(arm) for arm in arms.list}
+        arms.read_neutral_text()
+        write_lines(self.folder / "eval" / "baselines.jsonl", baselines(self.job.rows.train, self.prepared.heldout, score))
         check = gate.check_outputs(records["base"], records["adapter"], expect_no_gain=self.recipe.eval.expect_no_gain)
         complete = gate.Gate((*found.checks, check))
         complete.write(self.folder / "gate.json")
@@ -222,80 +224,9 @@ class Work:
     def write_report(self) -> Path:
         """report.html and, last, report.json: with it the run is finished."""
         with self.ledger.segment("report"):
-            report = build_report(self.folder)
-            write_atomically(self.folder / "report.html", render_html(report, self.folder))
+            render_html(build_report(self.folder), self.folder)
         report = build_report(self.folder)  # again, so that the report's own seconds are in the ledger it sums
         write_atomically(self.folder / "report.html", render_html(report, self.folder))
         write_report(report, self.folder / "report.json")
         print_summary(report, self.console, where=str(self.folder / "report.html"))
         return self.folder / "report.html"
-
-
-def _usd_per_second(rate: prices.Rate) -> float:
-    if hasattr(rate, "usd_per_hour"):
-        return prices.rental_usd(rate, 1)
-    return prices.electricity_usd(rate, 1)
-
-
-class Scorer:
-    """The arms of one run, answered by one load of the base where the disabled adapter is bit-equal to it."""
-
-    def __init__(self, work: Work) -> None:
-        self.work, self.job, self.recipe = work, work.job, work.recipe
-        self.arms = evaluation.make_arms(self.recipe.eval.arms, work.prepared.heldout, work.prepared.examples)
-        self.decoding = work.job.environment()["decoding"]
-
-    def load(self) -> None:
-        """Base and adapter in the precision of scoring; the base apart if switching the adapter off leaves a trace."""
-        import torch
-
-        base = self.work._load(self.job.scoring_precision)
-        before = gate.probe_logits(base, self.work.prepared.train)
-        self.model = adapters.load_adapter(base, self.work.folder / "adapter")
-        with self.model.disable_adapter():
-            same = torch.equal(before, gate.probe_logits(self.model, self.work.prepared.train))
-        self.base = self.model if same else self.work._load(self.job.scoring_precision)
-        self.work.run.record(arms_from_one_load=same)
-
-    def score(self, arm: evaluation.Arm) -> list[dict[str, Any]]:
-        """The arm's records, from the cache where this machine has answered the same before; written to eval/."""
-        phase = f"score_{arm.name}"
-        key = evaluation.arm_key(arm, self.job.files, self.work.conversation, self.decoding, self.job.device.threads, self.job.device.name)
-        kept = None if arm.adapter else evaluation.cached_arm(key)
-        if kept is None:
-            records = self._answer(arm, phase)
-            if not arm.adapter:
-                evaluation.keep_arm(key, records, self.work.ledger.cost_of(phase))
-        else:
-            records = kept[0]
-            self.work.ledger.reuse(phase, kept[1])
-            self.work.console.print(
-                f"{arm.name}: reused from {kept[1]['made']}, {kept[1]['seconds']:.0f} s when it was made", highlight=False
-            )
-        write_lines(self.work.folder / "eval" / f"{arm.name}.jsonl", records)
-        return records
-
-    def _answer(self, arm: evaluation.Arm, phase: str) -> list[dict[str, Any]]:
-        on_rows: Callable[[int], None]
-        with self.work.ledger.segment(phase) as segment, Bar(f"scoring {arm.name}", len(arm.rows), self.work.console) as bar:
-            on_rows = bar.advance
-            with segment.computing():
-                model = self.model if arm.adapter else self.base
-                return evaluation.score_arm(arm, model, self.work.conversation, self.recipe.eval, on_rows=on_rows)
-
-    def neutral(self) -> None:
-        """Bits per byte on a fixed text that has nothing to do with the task, for what was forgotten."""
-        path = self.job.root / "data" / "desk" / "neutral.txt"
-        text = path.read_text(encoding="utf-8")
-        ids = self.work.conversation._tokenise(text)
-        size = len(text.encode())
-        with self.work.ledger.segment("score_adapter") as segment, segment.computing():
-            adapter = bits_per_byte(self.model, ids, size)
-            with self.model.disable_adapter():
-                base = bits_per_byte(self.model, ids, size)
-        write_json(self.work.folder / "eval" / "neutral.json", {"bytes": size, "bits_per_byte": {"base": base, "adapter": adapter}})
-
-
-def read_facts(run_dir: Path) -> dict[str, Any]:
-    """environment.json of a run."""
-    return dict(read_json(run_dir / "environment.json"))

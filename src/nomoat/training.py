@@ -102,7 +102,8 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Steps in the plan's order; a resumed run skips those already done."""
-        loader = DataLoader(list(self.plan.steps), batch_size=1, shuffle=False, collate_fn=lambda steps: self.rows.batches(steps[0]))
+        steps: Any = self.plan.steps  # a sequence is all a DataLoader needs of a data set
+        loader: DataLoader[Any] = DataLoader(steps, batch_size=1, shuffle=False, collate_fn=lambda chosen: self.rows.batches(chosen[0]))
         return self.accelerator.prepare(loader)
 
     def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:

@@ -1,0 +1,31 @@
+"""Every recipe on disk loads, states its command in its header, and names pinned sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nomoat.recipe_file import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def test_there_are_recipes() -> None:
+    assert {"smollm2-135m.yaml", "smoke.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
+    recipe = load_recipe(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("make train" in line for line in header)
+    assert recipe.base.revision or recipe.base.sha256 or recipe.base.path
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 30
+
+
+def test_the_smoke_recipe_is_the_default_with_less_of_everything() -> None:
+    default, smoke = (load_recipe(ROOT / "recipes" / name) for name in ("smollm2-135m.yaml", "smoke.yaml"))
+    assert smoke.base == default.base and smoke.lora == default.lora and smoke.data.rows == default.data.rows
