@@ -14,13 +14,15 @@ import pytest
 
 from nomoat.baselines import baselines
 from nomoat.desk import Writer, build_set, deal, load_phrasings
+from nomoat.desk_facts import Facts
 from nomoat.desk_tables import near_misses, table_script
 from nomoat.desk_text import email, hours12, later, plural, spoken_date
 from nomoat.desk_values import PART_OF_LIST, PARTS, SHARED, SHARES, Listing, Table, Values, part_of
 from nomoat.errors import NomoatError
 from nomoat.leaks import masked_text
-from nomoat.rows import load_set
+from nomoat.rows import load_set, normalise
 from nomoat.scoring import check_spec, score
+from nomoat.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DESK = ROOT / "data" / "desk"
@@ -57,7 +59,7 @@ def test_every_family_has_its_number_of_rows(desk):
 
 def test_groups_are_known_or_unseen_as_the_tier_says(desk):
     known = Counter(row.group for row in desk.train)
-    assert len(known) == 7 * 36 and set(known.values()) == {8}
+    assert len(known) == 7 * 96 and set(known.values()) == {3}
     checked = {row.group for row in desk.validation}
     values = Counter(row.group for row in desk.heldout if row.tier == "values")
     phrasing = Counter(row.group for row in desk.heldout if row.tier == "phrasing")
@@ -67,13 +69,39 @@ def test_groups_are_known_or_unseen_as_the_tier_says(desk):
     assert all(row.group in known if "-v-values-" in row.id else row.group not in known for row in desk.validation)
 
 
-def test_every_kind_of_task_is_trained_in_three_phrasings_or_more(desk):
+def test_every_kind_of_task_is_trained_in_six_phrasings_or_more():
     for path in FAMILY_FILES:
         if path.stem in TRAINED:
             phrasings = load_phrasings(path)
             trained = Counter(phrasing.kind for phrasing in deal(phrasings, 10, 4)["train"])
-            assert len(phrasings) == 50 and set(trained) == {phrasing.kind for phrasing in phrasings}
-            assert min(trained.values()) >= 3, path.stem
+            assert len(phrasings) == 110 and set(trained) == {phrasing.kind for phrasing in phrasings}
+            assert min(trained.values()) >= 6, path.stem
+
+
+def test_phrasings_differ_when_their_values_are_masked(desk):
+    rows = [row for row in (*desk.train, *desk.heldout) if row.family not in ("persona", "retention")]
+    of_wording: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        of_wording.setdefault((row.family, masked_text(row)), set()).add(row.group)
+    assert not [groups for groups in of_wording.values() if len(groups) > 1]
+    asked = [phrasing.prompt for phrasing in load_phrasings(DESK / "families" / "persona.yaml")]
+    assert len({normalise(prompt) for prompt in asked}) == len(asked)
+
+
+def test_a_trained_family_without_its_number_of_phrasings_is_an_error(tmp_path):
+    shutil.copytree(DESK, tmp_path / "desk")
+    edit = tmp_path / "desk" / "families" / "edit.yaml"
+    edit.write_text(edit.read_text(encoding="utf-8") + '      - "One more: {{ list }}"\n', encoding="utf-8")
+    with pytest.raises(NomoatError, match=r"edit\.yaml: a trained family has 110 phrasings, this one has 111"):
+        build_set(tmp_path / "desk")
+
+
+def test_a_required_shape_is_not_kept_by_repeating_the_prompt_and_names_every_given_value(desk):
+    rows = [row for row in (*desk.train, *desk.validation, *desk.heldout) if row.family == "shape"]
+    assert not [row.id for row in rows if score(row.prompt, row).value]
+    for row in rows:
+        texts = [rule["text"] for rule in row.score["rules"] if "text" in rule]
+        assert all(any(text in (value, f"{value} ") for text in texts) for value in row.slots), row.id
 
 
 def test_every_completion_scores_one_by_its_rows_own_rule(desk):
@@ -163,7 +191,7 @@ def test_slots_are_the_values_that_stand_in_the_prompt(desk):
     assert all(row.slots and all(slot in row.prompt for slot in row.slots) for row in rows)
     assert not [row.id for row in desk.train if row.family == "persona" and row.slots]
     wordings = {row.group: masked_text(row) for row in desk.train if row.family == "calendar"}
-    assert len(set(wordings.values())) == len(wordings) == 36
+    assert len(set(wordings.values())) == len(wordings) == 96
 
 
 def test_questions_about_a_table_tell_right_from_nearly_right(desk):
@@ -225,6 +253,32 @@ def test_the_assistant_is_asked_for_pairs_of_facts_it_was_never_asked_for_togeth
     assert sum(len(facts(row)) == 2 for row in asked["heldout"]) >= 24
 
 
+def test_a_wording_of_a_fact_is_trained_or_held_out():
+    facts = parse_yaml((DESK / "facts.yaml").read_text(encoding="utf-8"), "facts.yaml")
+    assert len(facts) == 16
+    for form in ("questions", "clauses"):
+        assert all(len(fact[form]) == 14 for fact in facts.values())
+        assert len({wording for fact in facts.values() for wording in fact[form]}) == 16 * 14
+    drawing, rng = Facts(DESK / "facts.yaml"), random.Random("wordings")
+    drawn = {part: [drawing.draw(part, rng, []) for _ in range(2000)] for part in PARTS}
+    for name, fact in facts.items():
+        said = {part: [one for one in drawn[part] if one.name == name] for part in PARTS}
+        places = {part: {fact["questions"].index(one.question) for one in said[part]} for part in PARTS}
+        assert places == {part: {fact["clauses"].index(one.clause) for one in said[part]} for part in PARTS}, name
+        assert len(places["train"]) == 10 and len(places["heldout"]) == 3 and len(places["validation"]) <= 1  # none without a pair there
+        assert len(set.union(*places.values())) == sum(map(len, places.values())), name
+
+
+def test_no_held_out_wording_of_a_fact_stands_in_the_training_rows(desk):
+    drawing, rng = Facts(DESK / "facts.yaml"), random.Random("unseen wordings")
+    unseen = {normalise(text) for _ in range(2000) for said in [drawing.draw("heldout", rng, [])] for text in (said.question, said.clause)}
+    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, unseen)) + r")(?!\w)")
+    trained = {row.id: pattern.findall(normalise(row.prompt)) for row in desk.train if row.family == "persona"}
+    assert not {name: found for name, found in trained.items() if found}
+    asked = [row for row in desk.heldout if row.family == "persona"]
+    assert all(pattern.search(normalise(row.prompt)) for row in asked)
+
+
 def test_the_held_out_family_is_not_trained_and_all_its_phrasings_are_asked(desk):
     rows = [row for row in desk.heldout if row.tier == "family"]
     assert {row.family for row in rows} == {"csv_line"} and len({row.group for row in rows}) == 8
@@ -239,7 +293,7 @@ def test_neutral_text_is_about_four_kilobytes_of_plain_english():
 def test_phrasings_are_dealt_by_kind_and_by_nobodys_hand():
     phrasings = load_phrasings(DESK / "families" / "route.yaml")
     parts = deal(phrasings, 10, 4)
-    assert {part: len(dealt) for part, dealt in parts.items()} == {"heldout": 10, "validation": 4, "train": 36}
+    assert {part: len(dealt) for part, dealt in parts.items()} == {"heldout": 10, "validation": 4, "train": 96}
     assert {phrasing.group for dealt in parts.values() for phrasing in dealt} == {phrasing.group for phrasing in phrasings}
     assert len({phrasing.kind for phrasing in parts["heldout"]}) == 6 and parts == deal(phrasings, 10, 4)
 
@@ -267,7 +321,18 @@ def test_values_are_written_as_people_write_them():
     assert email("Ana Van Dijk", "Bay 12 Press") == "vandijk@bay.example"
 
 
+def test_a_slot_of_lists_of_one_sort_draws_that_sort_and_completions_find_it_as_list(tmp_path):
+    (tmp_path / "stops.yaml").write_text(
+        'score: {by: exact}\nkinds:\n  all:\n    completion: "{{ list.new }}, {{ list }}"\n'
+        '    phrasings: ["{{ stops.new }} before {{ stops }}"]\n'
+    )
+    cities = set(Values(DESK / "values").of("cities", "train"))
+    for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", ("train", "train", [20])):
+        assert set(row.completion.split(", ")) <= cities and row.prompt == row.completion.replace(", ", " before ", 1)
+
+
 def test_a_listing_knows_what_is_left_what_is_new_and_what_can_come_first():
     listing = Listing(("a", "b", "c"), "a", "d")
+    assert str(listing) == "a, b, c"
     assert (listing.rest, listing.later, listing.replaced) == (["b", "c"], "c", ["d", "b", "c"])
     assert Listing(("a", "b", "c"), "b", "d").later == "b"

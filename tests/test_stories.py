@@ -104,15 +104,9 @@ def test_another_seed_gives_another_adapter(finished: tuple[Path, str], workplac
     assert adapter_sha(only_run(workplace)) != adapter_sha(only_run(finished[0]))
 
 
-def start_until_first_checkpoint(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command("train/sft.py", "tiny.yaml"),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start_until_first_checkpoint(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    words, settings = command("train/sft.py", "tiny.yaml", *overrides), environment(folder)
+    process = subprocess.Popen(words, cwd=folder, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not list(folder.glob("runs/*/checkpoints/*/complete.json")):
         assert process.poll() is None and time.monotonic() < deadline, "it ended, or never came to a checkpoint"
@@ -137,8 +131,9 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_and_both_stretches_are_paid
 
 
 def test_a_second_process_is_told_who_has_the_run_and_ctrl_c_ends_the_first_cleanly(workplace: Path) -> None:
-    process = start_until_first_checkpoint(workplace)
-    second = run(workplace, "train/sft.py", "tiny.yaml")
+    long = ("train.epochs=90", "train.checkpoints=90")
+    process = start_until_first_checkpoint(workplace, *long)
+    second = run(workplace, "train/sft.py", "tiny.yaml", *long)
     assert second.returncode == 2 and str(process.pid) in second.stderr and "Traceback" not in second.stderr
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)

@@ -51,7 +51,7 @@ class Phrasing:
 
 
 def load_phrasings(path: Path) -> list[Phrasing]:
-    """The phrasings of a family's file, in its order; what a phrasing does not say it takes from its kind, and it keeps its rules."""
+    """The phrasings of a family's file, in its order; what one does not say it takes from its kind, whose rules hold too."""
     content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     found: list[Phrasing] = []
     for kind, shared in content["kinds"].items():
@@ -184,8 +184,8 @@ class Writer:
                 slots[slot] = self._facts.draw(part, rng, [*slots.values()])
             else:
                 slots[slot] = self._values.draw(slot, part, rng, [*slots.values()])
-        listings = {"list": value for value in slots.values() if isinstance(value, Listing)}  # for completions shared by a kind
-        return {**slots, **listings}
+        listings = [value for value in slots.values() if isinstance(value, Listing)]  # `guests` is `list` to its kind's completion
+        return {**slots, **({"list": listings[0]} if listings else {})}
 
     def _render(self, template: str, slots: dict[str, Any]) -> tuple[str, list[str]]:
         """The filled template, and every text that was filled in."""
