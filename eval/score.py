@@ -23,12 +23,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    from nomoat.quiet import quieten
+
+    quieten()
     from rich.console import Console
 
-    from nomoat import rescoring, session
+    from nomoat import rescoring
     from nomoat.report_view import print_summary
 
-    session.quieten()
     console = Console()
     report = rescoring.checked_report(arguments.run)
     print_summary(report, console, where=str(arguments.run / "report.html"))

@@ -23,6 +23,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    from nomoat.quiet import quieten
+
+    quieten()
     from nomoat import trying
 
     pair = trying.load_pair(arguments.run, device=arguments.device, max_new_tokens=arguments.max_new_tokens)

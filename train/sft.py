@@ -31,12 +31,14 @@ def main() -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is told before anything heavy is imported
 
+    from nomoat.quiet import quieten
+
+    quieten()
     from rich.console import Console
 
     from nomoat import session
 
     console = Console()
-    session.quieten()
     job = session.plan_job(recipe, ROOT)
     console.print(job.introduction(), highlight=False)
     with session.open_job(job, arguments.runs_dir, console) as work:

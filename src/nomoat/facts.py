@@ -18,6 +18,8 @@ class Fact:
 
 
 PHASE_WORDS = {
+    "start": "start up",
+    "fetch": "fetch the base",
     "load": "load the base",
     "prepare": "prepare the rows",
     "train": "train",

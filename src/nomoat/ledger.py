@@ -26,7 +26,7 @@ from nomoat.spending import Cost, Totals, cost, totals
 
 __all__ = ["Cost", "Ledger", "Segment", "Totals", "cost", "read_segments", "totals"]
 HEARTBEAT_SECONDS = 5.0
-PHASES = ("load", "prepare", "train", "gate", "score_base", "score_few_shot", "score_adapter", "report")
+PHASES = ("start", "fetch", "load", "prepare", "train", "gate", "score_base", "score_few_shot", "score_adapter", "report")
 Record = dict[str, Any]
 
 
@@ -114,6 +114,12 @@ class Ledger:
             beat.join()
             self._open = None
             self._close(segment.record(status))
+
+    def backdate(self, phase: str, seconds: float) -> None:
+        """Note a stretch that was over before the ledger could be opened: starting up, fetching the base."""
+        counts = {"elapsed_seconds": seconds, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+        unknown = dict.fromkeys(("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source"))
+        self._append({**self._facts(phase), **counts, **unknown, "status": "done"})
 
     def reuse(self, phase: str, cost_when_made: Mapping[str, Any]) -> None:
         """Note a result taken over from an earlier run: it costs nothing now, and shows what it cost when it was made."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,22 +29,6 @@ from nomoat.scoring import SCORER_VERSION, score
 from nomoat.training import Rows
 
 
-def quieten() -> None:
-    """Our own progress and messages only: libraries keep their warnings of real trouble."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("bitsandbytes", "peft", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-
-
 @dataclass(frozen=True)
 class Job:
     """What is known before a run directory exists."""
@@ -55,6 +39,7 @@ class Job:
     loaded: Loaded
     files: bases.BaseFiles
     precision: str
+    fetch_seconds: float
 
     @property
     def scoring_precision(self) -> str:
@@ -118,7 +103,9 @@ def plan_job(recipe: Recipe, root: Path) -> Job:
     loaded = load_rows(recipe, root)
     device = devices.choose_device(recipe.hardware)
     precision = devices.training_precision(recipe, device)
-    return Job(recipe, root, device, loaded, bases.fetch_base(recipe.base), precision)
+    began = time.monotonic()
+    files = bases.fetch_base(recipe.base)
+    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began)
 
 
 @contextmanager
@@ -130,7 +117,17 @@ def open_job(job: Job, runs_dir: Path, console: Console) -> Iterator[Work]:
         write_atomically(run.path / "recipe.yaml", yaml.safe_dump(job.recipe.as_dict(), sort_keys=False, allow_unicode=True))
         write_lines(run.path / "heldout.jsonl", [row.record() for row in job.rows.heldout])
         hardware = meters.hardware(job.environment()["device"])
-        yield Work(job, run, Ledger(run.path / "ledger.jsonl", hardware=hardware, run_id=run.run_id), console)
+        ledger = Ledger(run.path / "ledger.jsonl", hardware=hardware, run_id=run.run_id)
+        ledger.backdate("fetch", job.fetch_seconds)
+        ledger.backdate("start", _process_seconds() - job.fetch_seconds)
+        yield Work(job, run, ledger, console)
+
+
+def _process_seconds() -> float:
+    """Seconds since this process was started: importing the libraries and reading the rows cost time too."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
 
 
 class Work:

@@ -10,6 +10,7 @@ from nomoat import prices
 from nomoat.recipe import AsIfRented, ElectricityRate
 
 Record = Mapping[str, Any]
+UNMETERED = ("start", "fetch")  # over before a counter could be read
 ENERGY_SCOPE = {
     "nvml": "the GPU only, by its own counter (NVML)",
     "rapl": "the machine's processors and their memory, by their own counters (RAPL)",
@@ -55,7 +56,7 @@ def totals(segments: Iterable[Record]) -> Totals:
     """Sum a ledger's lines; a line whose id was seen before is not counted again."""
     lines = _once(segments)
     spent = [line for line in lines if line["status"] != "cached"]
-    energy_wh, energy_note = _energy(spent)
+    energy_wh, energy_note = _energy([line for line in spent if line["phase"] not in UNMETERED])
     return Totals(
         seconds=_sum(spent, "elapsed_seconds"),
         seconds_by_phase=_seconds_by_phase(spent),
@@ -130,7 +131,7 @@ def _energy(spent: list[Record]) -> tuple[float | None, str]:
     if lacking:
         measured = _sum(spent, "energy_wh")
         return None, f"not measured in {', '.join(dict.fromkeys(lacking))}; {measured:.3g} Wh in the rest: {scope}"
-    return _sum(spent, "energy_wh"), f"measured: {scope}"
+    return _sum(spent, "energy_wh"), f"measured from the first load on: {scope}"
 
 
 def _training_speed(spent: list[Record]) -> float | None:

@@ -48,9 +48,7 @@ class Pair:
 def load_pair(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Pair:
     """The run's base and adapter in the precision of scoring."""
     from nomoat import adapters, bases, devices
-    from nomoat.session import quieten
 
-    quieten()
     recipe = run_recipe(run_dir)
     place = devices.choose_device(recipe.hardware.model_copy(update={"device": device}))
     precision = devices.scoring_precision(devices.training_precision(recipe, place), place)

@@ -1,0 +1,54 @@
+"""Device, precision and threads: chosen by capability, refused with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from nomoat.devices import Device, choose_device, scoring_precision, training_precision
+from nomoat.errors import NomoatError
+from nomoat.recipe import Base, Hardware, Recipe
+
+CPU, MPS, CUDA = (Device(kind, "a name", 1, 2) for kind in ("cpu", "mps", "cuda"))
+
+
+def recipe(precision: str) -> Recipe:
+    return Recipe(name="r", base=Base(path="x"), precision=precision)
+
+
+def test_auto_takes_what_is_there_and_a_device_that_is_not_is_refused() -> None:
+    import torch
+
+    device = choose_device(Hardware())
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert device.kind == expected and device.memory_bytes > 1e9 and device.name
+    for kind in {"cuda", "mps"} - {expected}:
+        with pytest.raises(NomoatError, match=rf"hardware\.device: '{kind}' is not available here; use .*cpu"):
+            choose_device(Hardware(device=kind))
+
+
+def test_stated_threads_are_set() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        assert choose_device(Hardware(device="cpu", threads=1)).threads == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_mps_refuses_quantised_bases_with_the_reason(precision: str) -> None:
+    with pytest.raises(NomoatError, match=f"{precision} needs bitsandbytes"):
+        training_precision(recipe(precision), MPS)
+    assert training_precision(recipe(precision), CPU) == precision
+
+
+def test_mps_trains_in_float32_unless_bfloat16_is_stated() -> None:
+    assert training_precision(recipe("auto"), MPS) == "float32"
+    assert training_precision(recipe("bfloat16"), MPS) == "bfloat16"
+
+
+def test_a_cpu_scores_in_float32_and_a_gpu_as_it_trained() -> None:
+    assert scoring_precision("bfloat16", CPU) == "float32"
+    assert scoring_precision("bfloat16", CUDA) == "bfloat16"
+    assert scoring_precision("nf4", CPU) == "nf4"
