@@ -161,7 +161,7 @@ class Values:
         return self._listing(rng.choice(list(LISTINGS.values())), part, rng)
 
     def _listing(self, names: str, part: str, rng: random.Random) -> Listing:
-        size = rng.randrange(3, 5 if names == "reference" else 6)  # digits make long answers: many tokenizers give each its own token
+        size = 3 if names == "reference" else rng.randrange(3, 5)  # digits make long answers: many tokenizers give each its own token
         chosen: list[str] = []
         while len(chosen) <= size:
             chosen.append(self.draw(names, part, rng, chosen))
