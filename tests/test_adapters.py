@@ -33,7 +33,7 @@ def test_the_seed_alone_decides_the_initial_weights(tmp_path: Path) -> None:
 def test_all_linear_layers_but_the_head_are_adapted(tmp_path: Path) -> None:
     size = adapters.adapter_size(attach(make_base(tmp_path), rank=4))
     assert size.modules == 2 * 7  # two layers of q, k, v, o, gate, up, down
-    per_layer = 4 * (64 * 4 + 64 + 64 + 32 + 32 + 2 * (64 + 96) + (96 + 64))  # rank * (inputs + outputs) of each
+    per_layer = 4 * (64 * 4 + 64 + 64 + 32 + 32 + 2 * (64 + 128) + (128 + 64))  # rank * (inputs + outputs) of each
     assert size.parameters == 2 * per_layer
 
 

@@ -95,6 +95,14 @@ def test_overrides_use_the_same_grammar_and_checks(tmp_path: Path) -> None:
             load_recipe(path, [bad])
 
 
+def test_a_rate_is_stated_by_several_overrides_and_one_of_another_kind_replaces_it(tmp_path: Path) -> None:
+    rental = ["hardware.rate.usd_per_hour=0.6", "hardware.rate.source=an invoice", "hardware.rate.date=2026-03-10"]
+    path = write(tmp_path, BASE)
+    assert load_recipe(path, rental).as_dict()["hardware"]["rate"] == {"usd_per_hour": 0.6, "source": "an invoice", "date": "2026-03-10"}
+    electricity = [*rental, "hardware.rate.watts=65", "hardware.rate.usd_per_kwh=0.17"]
+    assert load_recipe(path, electricity).as_dict()["hardware"]["rate"] == {"watts": 65, "usd_per_kwh": 0.17}
+
+
 @pytest.mark.parametrize(
     ("base", "said"),
     [

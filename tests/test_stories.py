@@ -131,7 +131,7 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_and_both_stretches_are_paid
 
 
 def test_a_second_process_is_told_who_has_the_run_and_ctrl_c_ends_the_first_cleanly(workplace: Path) -> None:
-    long = ("train.epochs=90", "train.checkpoints=90")
+    long = ("train.epochs=100", "train.batch_tokens=128", "train.pack_tokens=128", "train.checkpoints=100")  # minutes, if left alone
     process = start_until_first_checkpoint(workplace, *long)
     second = run(workplace, "train/sft.py", "tiny.yaml", *long)
     assert second.returncode == 2 and str(process.pid) in second.stderr and "Traceback" not in second.stderr

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from nomoat.conversation import Rendered
 from nomoat.files import canonical_json, read_lines, write_lines
 from nomoat.progress import Bar
-from nomoat.training import PackedTrainer, Rows, mean_loss
+from nomoat.training import PackedTrainer, Rows, check_loss, mean_loss
 
 
 class MetricsFile:
@@ -53,6 +53,7 @@ class LearningCurve:
         if step not in self.at:
             return None
         loss = mean_loss(model, self.rows, self.rows.validation)
+        check_loss(loss, step)
         labelled = sum(len(row.completion_ids) for row in self.rows.validation)
         self.metrics.add({"step": step, "validation_loss": loss, "validation_bits_per_byte": loss * labelled / math.log(2) / self.bytes})
         return loss

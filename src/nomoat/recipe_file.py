@@ -15,6 +15,7 @@ from nomoat.recipe import Recipe
 from nomoat.strict_yaml import parse_yaml
 
 MAX_PARENTS = 8
+ELECTRICITY = {"watts", "usd_per_kwh"}
 SOURCES = ("wheel", "hub", "path")  # alternatives of `base`: choosing one starts the block anew
 
 
@@ -64,15 +65,18 @@ def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     merged = dict(parent)
     for key, value in child.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(key, value):
+        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(key, old, value):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
     return merged
 
 
-def _replaces(key: str, value: dict[str, Any]) -> bool:
-    return key == "rate" or (key == "base" and any(source in value for source in SOURCES))
+def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether `new` states another alternative than `old`: another source of the base, or electricity in place of rental."""
+    if key == "base":
+        return any(source in new for source in SOURCES)
+    return key == "rate" and bool(ELECTRICITY & old.keys()) != bool(ELECTRICITY & new.keys())
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -92,6 +92,14 @@ class StepRecord:
     totals: dict[str, float] = field(default_factory=lambda: {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0})
 
 
+def check_loss(loss: float, step: int) -> None:
+    """RunFailed for a loss from which nothing can be learnt: zero, infinite or not a number."""
+    if not 0 < loss < float("inf"):
+        raise RunFailed(
+            f"the loss became {loss} at step {step}: nothing can be learnt from that. Lower train.learning_rate, or set precision: float32"
+        )
+
+
 class PackedTrainer(Trainer):
     """A Trainer whose batch is a whole optimiser step."""
 
@@ -121,11 +129,7 @@ class PackedTrainer(Trainer):
     def _note(self, inputs: list[dict[str, Any]], loss: Any, count: int) -> None:
         step = self.step
         step.loss, step.tokens_seen, step.tokens_trained = float(loss), sum(batch["tokens_seen"] for batch in inputs), count
-        if not 0 < step.loss < float("inf"):
-            raise RunFailed(
-                f"the loss became {step.loss} at step {self.state.global_step + 1}: nothing can be learnt from that. "
-                "Lower train.learning_rate, or set precision: float32"
-            )
+        check_loss(step.loss, self.state.global_step + 1)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
