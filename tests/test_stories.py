@@ -104,9 +104,16 @@ def test_another_seed_gives_another_adapter(finished: tuple[Path, str], workplac
     assert adapter_sha(only_run(workplace)) != adapter_sha(only_run(finished[0]))
 
 
+def _heed_ctrl_c() -> None:
+    """A shell starts background jobs with Ctrl-C ignored, and tests may run in one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_until_first_checkpoint(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     words, settings = command("train/sft.py", "tiny.yaml", *overrides), environment(folder)
-    process = subprocess.Popen(words, cwd=folder, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, cwd=folder, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+    )
     deadline = time.monotonic() + 300
     while not list(folder.glob("runs/*/checkpoints/*/complete.json")):
         assert process.poll() is None and time.monotonic() < deadline, "it ended, or never came to a checkpoint"
