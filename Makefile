@@ -37,6 +37,10 @@ eval: $(READY)
 compare: $(READY)
 	$(PY) eval/compare.py $(RUNS) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(FORCE),--force)
 
+.PHONY: reference  ## Write the tables of the READMEs from the reports in recipes/reference/
+reference: $(READY)
+	$(PY) eval/reference.py
+
 .PHONY: try  ## Ask the base and the adapter of RUN side by side; PROMPT="..." or it asks
 try: $(READY)
 	$(PY) eval/try.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(NOMOAT_PROMPT),--prompt="$$NOMOAT_PROMPT")

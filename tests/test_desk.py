@@ -50,7 +50,7 @@ def test_the_check_fails_and_shows_the_difference_when_a_file_was_changed(tmp_pa
 
 
 def test_every_family_has_its_number_of_rows(desk):
-    assert Counter(row.family for row in desk.train) == dict.fromkeys(TRAINED, 288)
+    assert Counter(row.family for row in desk.train) == dict.fromkeys(TRAINED, 576)
     assert Counter(row.family for row in desk.validation) == dict.fromkeys(TRAINED, 21)
     wanted = {(family, "phrasing"): 30 for family in TRAINED} | {(family, "values"): 24 for family in TRAINED if family != "persona"}
     wanted |= {("csv_line", "family"): 24, ("retention", "retention"): 48}
@@ -59,7 +59,7 @@ def test_every_family_has_its_number_of_rows(desk):
 
 def test_groups_are_known_or_unseen_as_the_tier_says(desk):
     known = Counter(row.group for row in desk.train)
-    assert len(known) == 7 * 96 and set(known.values()) == {3}
+    assert len(known) == 7 * 96 and set(known.values()) == {6}
     checked = {row.group for row in desk.validation}
     values = Counter(row.group for row in desk.heldout if row.tier == "values")
     phrasing = Counter(row.group for row in desk.heldout if row.tier == "phrasing")
@@ -174,6 +174,17 @@ def test_drawn_values_of_two_parts_never_meet(slot):
     values, rng = Values(DESK / "values"), random.Random(slot)
     drawn = {part: {str(values.draw(slot, part, rng, [])) for _ in range(300)} for part in PARTS}
     assert not drawn["train"] & drawn["heldout"] and not drawn["train"] & drawn["validation"] and not drawn["validation"] & drawn["heldout"]
+
+
+@pytest.mark.parametrize("pool", ["first_names", "last_names", "cities", "company_heads", "items", "topics", "tables", "number_columns"])
+def test_training_values_are_mostly_coined_and_too_many_to_learn_by_heart(pool):
+    values, rng = Values(DESK / "values"), random.Random(pool)
+    drawn = [values.draw(pool, "train", rng, []) for _ in range(3000)]
+    assert len(set(drawn)) > 1200
+    assert 0.2 < sum(value in values.lists[pool] for value in drawn) / 3000 < 0.4
+    assert all(part_of(pool, value) == "train" for value in drawn)
+    for part in ("validation", "heldout"):
+        assert {values.draw(pool, part, rng, []) for _ in range(300)} <= set(values.lists[pool])
 
 
 def test_a_second_value_differs_from_the_first_and_a_used_up_list_is_an_error():
@@ -326,8 +337,8 @@ def test_a_slot_of_lists_of_one_sort_draws_that_sort_and_completions_find_it_as_
         'score: {by: exact}\nkinds:\n  all:\n    completion: "{{ list.new }}, {{ list }}"\n'
         '    phrasings: ["{{ stops.new }} before {{ stops }}"]\n'
     )
-    cities = set(Values(DESK / "values").of("cities", "train"))
-    for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", ("train", "train", [20])):
+    cities = set(Values(DESK / "values").of("cities", "heldout"))
+    for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", ("phrasing", "heldout", [20])):
         assert set(row.completion.split(", ")) <= cities and row.prompt == row.completion.replace(", ", " before ", 1)
 
 

@@ -15,7 +15,7 @@ from nomoat.bases import BaseFiles, load_model, load_tokenizer
 from nomoat.conversation import Conversation
 from nomoat.errors import RunFailed
 from nomoat.files import read_lines
-from nomoat.fitting import Fit, fit
+from nomoat.fitting import Fit, _trainer, fit
 from nomoat.recipe import Base, Recipe
 from nomoat.training import Rows
 from tests.tiny import make_base, make_rows
@@ -133,6 +133,37 @@ def test_a_small_step_uses_every_row_it_counts(tmp_path: Path) -> None:
     rows = [sum(job.rows.train[number].length for pack in step for number in pack) for step in job.plan().steps]
     assert seen == rows
     assert [line["tokens_seen"] for line in lines if "loss" in line][-1] == sum(rows)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0.5),
+        ("max_steps", 5),
+        ("loraplus_lr_ratio", 4.0),
+        ("schedule", "constant"),
+        ("warmup", 0.5),
+        ("weight_decay", 0.1),
+        ("max_grad_norm", 0.01),
+        ("batch_tokens", 64),
+        ("seed", 3),
+    ],
+)
+def test_every_setting_of_training_changes_the_adapter(tmp_path: Path, key: str, value: Any) -> None:
+    files = make_base(tmp_path / "base")
+    before, _ = run(make_job(tmp_path / "before", files))
+    packs = {"pack_tokens": 64, "max_row_tokens": 64} if key == "batch_tokens" else {}
+    assert run(make_job(tmp_path / "after", files, **{key: value}, **packs))[0] != before
+
+
+def test_loraplus_gives_the_matrices_b_their_own_learning_rate(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "run", make_base(tmp_path / "base"), loraplus_lr_ratio=4.0)
+    base = load_model(job.files, precision="float32", device="cpu")
+    model = adapters.attach_adapter(base, job.recipe.lora, seed=0, files=job.files)
+    groups = _trainer(model, job, job.plan(), []).create_optimizer().param_groups
+    assert [group["lr"] for group in groups] == [1e-2, 4e-2]
+    assert all(matrix.shape[0] == job.recipe.lora.rank for matrix in groups[0]["params"])  # A is (rank, inputs)
+    assert all(matrix.shape[1] == job.recipe.lora.rank for matrix in groups[1]["params"])  # B is (outputs, rank)
 
 
 def test_checkpoints_are_not_shared_between_run_directories(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from nomoat.bases import load_model, load_tokenizer
 from nomoat.conversation import Conversation
-from nomoat.generation import Generator, Question, batch_plan, bits_per_byte, common_prefix
+from nomoat.generation import Generator, Question, batch_plan, bits_per_byte
 from tests.tiny import make_base, make_rows
 
 
@@ -35,6 +35,33 @@ def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architectur
         expected = [token for token in alone[0, len(question.prompt) :].tolist() if token not in talk.stop_ids]
         assert list(answer.ids) == expected
         assert likelihood == pytest.approx(alone_likelihood(model, question), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])
+@pytest.mark.parametrize("kept", [0, 1, 5, 11, 12])
+def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tmp_path: Path, architecture: str, kept: int) -> None:
+    model, talk, questions = load(tmp_path, architecture)
+    plain, _ = Generator(model, talk, max_new_tokens=12).answer([Question(q.key, q.prompt, (q.reference[-1],)) for q in questions])
+    stop = questions[0].reference[-1]
+    drafted = [  # of every second row the first `kept` tokens are what the model says, then comes something else
+        Question(q.key, q.prompt, (*answer.ids[: kept if number % 2 else 0], *((7, 8, stop) if number % 3 else (stop,))))
+        for number, (q, answer) in enumerate(zip(questions, plain, strict=True))
+    ]
+    answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(drafted)
+    assert answers == plain
+    assert likelihoods == pytest.approx([alone_likelihood(model, question) for question in drafted], rel=1e-4)
+
+
+def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: Path) -> None:
+    model, talk, questions = load(tmp_path, "llama")
+    plain, _ = Generator(model, talk, max_new_tokens=6).answer(questions)
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    drafted = [Question(q.key, q.prompt, (*answer.ids, 9)) for q, answer in zip(questions, plain, strict=True)]
+    heard: list[int] = []
+    answers, _ = Generator(model, talk, max_new_tokens=6).answer(drafted, heard.append)
+    assert answers == plain and tuple(heard) == plain[0].ids
+    assert len(calls) == 3  # what the prompts share, the rest of them, the references
 
 
 def alone_likelihood(model: Any, question: Question) -> float:
@@ -65,12 +92,6 @@ def test_the_batch_plan_takes_every_question_once_longest_first(tmp_path: Path) 
     assert sorted(n for batch in plan for n in batch) == list(range(10))
     lengths = [len(questions[n].prompt) for batch in plan for n in batch]
     assert lengths == sorted(lengths, reverse=True)
-
-
-def test_a_common_prefix_leaves_every_prompt_a_token_of_its_own() -> None:
-    assert common_prefix([(1, 2, 3), (1, 2, 4, 5)]) == 2
-    assert common_prefix([(1, 2), (1, 2, 3)]) == 1
-    assert common_prefix([(7,), (7,)]) == 0
 
 
 def test_bits_per_byte_is_the_same_whatever_the_window_starts_with(tmp_path: Path) -> None:

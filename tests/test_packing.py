@@ -10,7 +10,8 @@ import torch
 
 from nomoat.bases import load_model, load_tokenizer
 from nomoat.conversation import Conversation, Rendered
-from nomoat.packing import pack_step, packed_batch, packing_is_safe, padded_batch, plan_steps
+from nomoat.packing import common_prefix, pack_step, packed_batch, packing_is_safe, padded_batch, plan_steps, settle_packing
+from nomoat.row_attention import RowLayout, layout_for, use_row_attention
 from nomoat.training import labelled, summed_loss
 from tests.tiny import make_base, make_rows
 
@@ -34,9 +35,12 @@ def gradients(model: Any, batches: list[dict[str, Any]]) -> tuple[float, dict[st
 
 
 def assert_equal_work(model: Any, some: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert_equal(gradients(model, some), gradients(model, other))
+
+
+def assert_equal(some: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]]) -> None:
     """Loss within 1e-5 relative, gradients within 1e-4 of the largest."""
-    loss, grads = gradients(model, some)
-    expected, reference = gradients(model, other)
+    (loss, grads), (expected, reference) = some, other
     assert loss == pytest.approx(expected, rel=1e-5)
     largest = max(float(grad.abs().max()) for grad in reference.values())
     for name, grad in grads.items():
@@ -63,9 +67,55 @@ def test_the_loss_is_that_of_all_logits_masked_by_position(tmp_path: Path) -> No
     assert summed_loss(model, packed_batch(rows[:1])) / len(rows[0].completion_ids) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_rows_side_by_side_for_attention_give_the_work_of_rows_alone(tmp_path: Path, architecture: str, shared: bool) -> None:
+    model, rows = load(tmp_path, architecture)
+    alone = gradients(model, [packed_batch([row]) for row in rows])
+    packs = [packed_batch(rows[:4], shared=shared), packed_batch(rows[4:], shared=shared)]
+    assert bool(packs[0]["row_layout"].shared) is shared and packs[0]["tokens_seen"] == sum(row.length for row in rows[:4])
+    assert use_row_attention(model) and layout_for(model, packs[0])
+    assert_equal(gradients(model, packs), alone)
+
+
 def test_packing_is_shown_safe_on_llama(tmp_path: Path) -> None:
     safe, reason = packing_is_safe(*load(tmp_path))
     assert safe, reason
+
+
+def test_an_architecture_with_a_sliding_window_keeps_its_own_attention_and_shares_nothing(tmp_path: Path) -> None:
+    model, rows = load(tmp_path, "gemma3_text")
+    alone = gradients(model, [packed_batch([row]) for row in rows])
+    safe, reason = settle_packing(model, rows, "cpu")
+    assert safe and "row by row" not in reason
+    with pytest.raises(ValueError, match="share their first tokens"):
+        summed_loss(model, packed_batch(rows, shared=True))
+    assert_equal(gradients(model, [packed_batch(rows[:4]), packed_batch(rows[4:])]), alone)
+
+
+def test_a_common_prefix_leaves_every_prompt_a_token_of_its_own() -> None:
+    assert common_prefix([(1, 2, 3), (1, 2, 4, 5)]) == 2
+    assert common_prefix([(1, 2), (1, 2, 3)]) == 1
+    assert common_prefix([(7,), (7,)]) == 0
+
+
+def test_where_rows_cannot_stand_side_by_side_the_stock_attention_is_tried(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    assert "row by row" in settle_packing(model, rows, "cpu")[1]
+    assert "row by row" not in settle_packing(model, rows, "cuda")[1]  # what other devices do best has not been measured
+    falcon, rows = load(tmp_path / "falcon", "falcon")
+    packed, _ = settle_packing(falcon, rows, "cpu")
+    assert not packed and falcon.config._attn_implementation == "sdpa"
+
+
+def test_a_wrong_layout_is_found_out(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    batch = packed_batch(rows[:2])
+    use_row_attention(model)
+    right = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **layout_for(model, batch)).logits
+    mixed = RowLayout([rows[0].length + rows[1].length])
+    wrong = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], row_layout=mixed).logits
+    assert float((right - wrong).abs().max()) > 1e-3  # so the layout is what keeps rows apart, not the mask
 
 
 def test_an_architecture_that_mixes_packed_rows_falls_back(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> An
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
+    from nomoat.fused_lora import use_fused_lora
+
     targets = lora.targets if lora.targets == ALL_LINEAR else _checked_targets(model, list(lora.targets))
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -43,7 +45,7 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> An
         use_dora=lora.method == "dora",
     )
     set_seed(seed)
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, use_fused_lora(config, model))
     adapted.peft_config["default"].base_model_name_or_path = files.name
     adapted.peft_config["default"].revision = files.revision
     return adapted
@@ -130,11 +132,14 @@ The report of the run that made it has its scores, its cost and the checksum of 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """`model` with the adapter of `folder` attached, in eval mode (peft alone leaves dropout on)."""
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
+
+    from nomoat.fused_lora import use_fused_lora
 
     if not (folder / WEIGHTS).is_file():
         raise NomoatError(f"{folder} holds no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
-    return PeftModel.from_pretrained(model, folder, is_trainable=False).eval()
+    config = use_fused_lora(LoraConfig.from_pretrained(folder), model)
+    return PeftModel.from_pretrained(model, folder, is_trainable=False, config=config).eval()
 
 
 def restore_adapter(adapted: Any, folder: Path) -> None:

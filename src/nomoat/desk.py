@@ -26,7 +26,7 @@ Place = tuple[str, str, list[int]]  # tier, part whose values are drawn, rows fo
 
 PHRASINGS = 110  # a trained family: many phrasings with few rows each, because a small model learns a wording rather than a task
 HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of them; the other 96 are for training
-TRAIN_ROWS = 3  # a phrasing
+TRAIN_ROWS = 6  # a phrasing; all different, so that one epoch is enough
 PHRASING_ROWS = 3  # a held-out phrasing; also of the family that is held out whole
 VALUES_ROWS = 24  # a family, each of another training phrasing
 VALIDATION_VALUES_ROWS = 10

@@ -1,23 +1,28 @@
 """Values for the slots of the shipped set: hand-written lists and generated forms, divided once into three parts.
 
 A value of an open pool (a name, a city, a reference number ...) belongs to train, validation or held-out for good,
-by a hash of the pool and the value; weekdays, small numbers and company endings are shared.
+by a hash of the pool and the value; weekdays, small numbers and company endings are shared. Most training values are
+coined from parts (coined.yaml): of two hundred names, each seen a dozen times, a model learns the names instead of copying them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 import string
 from dataclasses import dataclass
 from datetime import date, time, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nomoat.errors import NomoatError
+from nomoat.strict_yaml import parse_yaml
 
 PARTS = ("train", "validation", "heldout")
 SHARES = {"train": 0.70, "validation": 0.08, "heldout": 0.22}
+COINED = 0.7  # share of the training values of a pool that are coined, where coined.yaml has parts for it
 SHARED = ("company_tails", "weekdays")  # lists too small to divide
 PART_OF_LIST = {"devices": "items"}  # a list that repeats values of another is divided as that one is
 PATTERNS = {  # A: a capital letter, a: a small one, #: a digit
@@ -99,6 +104,8 @@ class Values:
 
     def __init__(self, folder: Path) -> None:
         self.lists = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.txt"))}
+        coined = folder / "coined.yaml"
+        self._parts: dict[str, Any] = parse_yaml(coined.read_text(encoding="utf-8"), str(coined))
         self._divided: dict[tuple[str, str], list[str]] = {}
         for name, values in self.lists.items():
             if len(set(values)) < len(values) or not all(value == value.strip() and value for value in values):
@@ -120,7 +127,32 @@ class Values:
             return self._listing(LISTINGS[pool], part, rng)
         if pool in PATTERNS:
             return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
-        return rng.choice(self.of(_list_of(pool), part))
+        return self._pick(_list_of(pool), part, rng)
+
+    def _pick(self, name: str, part: str, rng: random.Random) -> str:
+        """A value of a list, or for training mostly a coined one like it."""
+        if part == "train" and name in self._parts and rng.random() < COINED:
+            return str(self._until(name, part, lambda: self._coin(name, rng)))
+        return rng.choice(self.of(name, part))
+
+    def _coin(self, name: str, rng: random.Random) -> str:
+        """A coined value in which no listed value of another part stands as a word."""
+        while self._of_others.search(made := self._parts[name]["join"].join(rng.choice(choices) for choices in self._parts[name]["parts"])):
+            pass
+        return str(made)
+
+    @cached_property
+    def _of_others(self) -> re.Pattern[str]:
+        others = {value for name in self.lists if name not in SHARED for part in PARTS[1:] for value in self.of(name, part)}
+        return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(others)) + r")(?!\w)")
+
+    def _several(self, count: int, name: str, part: str, rng: random.Random) -> list[str]:
+        if part != "train":
+            return rng.sample(self.of(name, part), count)
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found[self._pick(name, part, rng)] = None
+        return list(found)
 
     def of(self, name: str, part: str) -> list[str]:
         """The values of a list that belong to `part`; all of them where the list is shared."""
@@ -139,10 +171,10 @@ class Values:
         return value
 
     def _person(self, part: str, rng: random.Random) -> str:
-        return f"{rng.choice(self.of('first_names', part))} {rng.choice(self.of('last_names', part))}"
+        return f"{self._pick('first_names', part, rng)} {self._pick('last_names', part, rng)}"
 
     def _company(self, part: str, rng: random.Random) -> str:
-        return f"{rng.choice(self.of('company_heads', part))} {rng.choice(self.of('company_tails', part))}"
+        return f"{self._pick('company_heads', part, rng)} {self._pick('company_tails', part, rng)}"
 
     def _date(self, part: str, rng: random.Random) -> date:
         return self._until("date", part, lambda: FIRST_DAY + timedelta(days=rng.randrange(DAYS)))
@@ -173,8 +205,8 @@ class Values:
         names = [self.draw(pool, part, rng, []) for pool in ("tables", text, other, "number_columns")]
         columns = [(names[1], "TEXT"), (names[2], "TEXT"), (names[3], "INTEGER")]
         rng.shuffle(columns)
-        values = rng.sample(self.of(sorts[text], part), 3)
-        labels = tuple(rng.sample(self.of(sorts[other], part), 6))
+        values = self._several(3, sorts[text], part, rng)
+        labels = tuple(self._several(6, sorts[other], part, rng))
         return Table(names[0], tuple(columns), names[1], values[0], tuple(values[1:]), names[2], labels, names[3], rng.randrange(12, 90))
 
 

@@ -123,7 +123,7 @@ def _record(row: Row, output: str, stopped: bool, tokens: int, likelihood: float
 def decoding_of(settings: Eval, dtype: str, device: str) -> dict[str, Any]:
     """How answers are produced: runs that differ here cannot be compared."""
     return {
-        "method": "greedy",
+        "method": "greedy, drafted by the reference",
         "max_new_tokens": settings.max_new_tokens,
         "batch_rows": settings.batch_rows,
         "order": "longest prompt first, few_shot by family",

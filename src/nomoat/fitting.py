@@ -80,7 +80,15 @@ def _trainer(model: Any, job: Fit, plan: Plan, callbacks: list[Any]) -> PackedTr
     arguments = training_arguments(
         job.recipe, output=job.folder / "checkpoints", steps=len(plan.steps), learning_rate=job.learning_rate, device=job.device
     )
-    trainer = PackedTrainer(model=model, args=arguments, rows=job.rows, plan=plan, files=job.files, callbacks=callbacks)
+    trainer = PackedTrainer(
+        model=model,
+        args=arguments,
+        loraplus_lr_ratio=job.recipe.train.loraplus_lr_ratio,
+        rows=job.rows,
+        plan=plan,
+        files=job.files,
+        callbacks=callbacks,
+    )
     trainer.remove_callback(PrinterCallback)  # the bar says it better
     return trainer
 

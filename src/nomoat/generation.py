@@ -1,7 +1,10 @@
 """Greedy answers and likelihoods, many rows at a time, the same way for every arm.
 
 Rows are sorted by length and cut into batches; what the prompts of a batch have in common is computed once; rows that
-have ended leave the batch. The batch plan is part of `decoding`: in floating point, an output may depend on its company.
+have ended leave the batch. The forward pass that measures a reference also tells how far the model would have said the same:
+greedy decoding starts from there (speculative decoding, Leviathan et al. 2023, arXiv:2211.17192, with the reference as the
+draft), so that a right answer costs one pass instead of one a token. The batch plan and the drafting are part of `decoding`:
+in floating point, an output may depend on its company.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomoat.conversation import Conversation
+from nomoat.packing import common_prefix
 
 Ids = tuple[int, ...]
 
@@ -59,8 +63,9 @@ class Generator:
 
         with torch.inference_mode():
             cache, mask, logits = self._prefill([question.prompt for question in batch])
-            likelihoods = self._score_references(batch, cache, mask, logits)
-            answers = self._decode(cache, mask, logits, on_token)
+            likelihoods, agreed, logits = self._score_references(batch, cache, mask, logits)
+            mask = keep_agreed(cache, mask, torch.tensor([len(ids) for ids in agreed], device=mask.device))
+            answers = self._decode(cache, mask, logits, agreed, on_token)
         return answers, likelihoods
 
     def _forward(self, ids: Any, mask: Any, cache: Any) -> Any:
@@ -74,10 +79,11 @@ class Generator:
     def _prefill(self, prompts: Sequence[Ids]) -> tuple[Any, Any, Any]:
         """Cache, attention mask (rows, tokens) and logits (rows, vocabulary) after the prompts, left-padded."""
         import torch
-        from transformers import DynamicCache
+
+        from nomoat.caches import roomy_cache
 
         device = self.model.device
-        cache = DynamicCache()  # no config: plain layers for every architecture, so that crop and select work; masks do the sliding
+        cache = roomy_cache()
         shared = common_prefix(prompts)
         mask = torch.ones((len(prompts), shared), dtype=torch.long, device=device)
         if shared:
@@ -99,8 +105,11 @@ class Generator:
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra)
         return out.logits[:, -1]
 
-    def _score_references(self, batch: Sequence[Question], cache: Any, mask: Any, logits: Any) -> list[float]:
-        """Log-likelihood of each reference after its prompt; the cache is left as it was."""
+    def _score_references(self, batch: Sequence[Question], cache: Any, mask: Any, logits: Any) -> tuple[list[float], list[Ids], Any]:
+        """Log-likelihood of each reference, how much of it the model would say itself, and its logits after that.
+
+        The cache holds the longest reference but its last token afterwards; see `keep_agreed`.
+        """
         import torch
 
         lengths = torch.tensor([len(question.reference) for question in batch], device=mask.device)
@@ -110,36 +119,43 @@ class Generator:
             targets[number, : len(question.reference)] = torch.tensor(question.reference)
         targets = targets.to(mask.device)
         real = torch.arange(longest, device=mask.device)[None, :] < lengths[:, None]
-        first = logits[:, None]
+        every = logits[:, None]
         if longest > 1:
             later = self._forward(targets[:, :-1], torch.cat([mask, real[:, :-1].long()], dim=1), cache)
-            cache.crop(1 - longest)  # negative: that many tokens off the end
-            first = torch.cat([first, later], dim=1)
+            every = torch.cat([every, later], dim=1)
         total = torch.zeros(len(batch), device=mask.device)
         for step in range(longest):  # position by position: a float32 copy of all logits would be gigabytes
-            picked = first[:, step].float().log_softmax(-1).gather(1, targets[:, step : step + 1])[:, 0]
+            picked = every[:, step].float().log_softmax(-1).gather(1, targets[:, step : step + 1])[:, 0]
             total += torch.where(real[:, step], picked, 0.0)
-        return total.tolist()
+        said = (every.argmax(-1) == targets) & (torch.arange(longest, device=mask.device) < (lengths - 1)[:, None])
+        count = said.long().cumprod(dim=1).sum(dim=1).clamp(max=self.max_new_tokens)  # the last token, a stop, is never part of it
+        agreed = [question.reference[:kept] for question, kept in zip(batch, count.tolist(), strict=True)]
+        return total.tolist(), agreed, every[torch.arange(len(batch), device=mask.device), count]
 
-    def _decode(self, cache: Any, mask: Any, logits: Any, on_token: Callable[[int], None] | None) -> list[Answer]:
+    def _decode(self, cache: Any, mask: Any, logits: Any, begun: Sequence[Ids], on_token: Callable[[int], None] | None) -> list[Answer]:
         import torch
 
-        count = len(mask)
-        outputs: list[list[int]] = [[] for _ in range(count)]
-        stopped = [False] * count
-        alive = list(range(count))
-        for _ in range(self.max_new_tokens):
+        outputs = [list(ids) for ids in begun]
+        stopped = [False] * len(outputs)
+        alive = list(range(len(outputs)))
+        if on_token is not None:
+            for token in outputs[0]:
+                on_token(token)
+        while True:
             chosen = logits.argmax(-1).tolist()
             going = []
             for place, token in enumerate(chosen):
-                if token in self.conversation.stop_ids:
-                    stopped[alive[place]] = True
+                row = alive[place]
+                room = self.max_new_tokens - len(outputs[row])  # of which the stop token takes one
+                stopped[row] = room > 0 and token in self.conversation.stop_ids
+                if stopped[row] or room <= 0:
                     continue
-                outputs[alive[place]].append(token)
-                going.append(place)
-            if on_token is not None and going and alive[going[0]] == 0:
-                on_token(chosen[going[0]])
-            if not going or len(outputs[alive[going[0]]]) >= self.max_new_tokens:
+                outputs[row].append(token)
+                if row == 0 and on_token is not None:
+                    on_token(token)
+                if room > 1:
+                    going.append(place)
+            if not going:
                 break
             if len(going) < len(alive):
                 kept = torch.tensor(going, device=mask.device)
@@ -151,14 +167,24 @@ class Generator:
         return [Answer(tuple(ids), done) for ids, done in zip(outputs, stopped, strict=True)]
 
 
-def common_prefix(prompts: Sequence[Ids]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own."""
-    shortest = min(len(prompt) for prompt in prompts) - 1
-    first = prompts[0]
-    for place in range(shortest):
-        if any(prompt[place] != first[place] for prompt in prompts):
-            return place
-    return max(shortest, 0)
+def keep_agreed(cache: Any, mask: Any, agreed: Any) -> Any:
+    """Drop what follows each row's first `agreed` (rows,) tokens after its prompt; return the attention mask of what is left.
+
+    `mask` (rows, prompt tokens) is that of the prompts. Rows are moved to the right, so that they end together as after a
+    left-padded prompt.
+    """
+    import torch
+
+    rows, prompt = mask.shape
+    most = int(agreed.max())
+    source = torch.arange(prompt + most, device=mask.device)[None, :] - (most - agreed)[:, None]
+    full = torch.cat([mask, torch.ones((rows, most), dtype=mask.dtype, device=mask.device)], dim=1)
+    kept = torch.where(source >= 0, full.gather(1, source.clamp(min=0)), 0)
+    for layer in cache.layers:
+        if layer.is_initialized:
+            where = source.clamp(min=0)[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+            layer.keys, layer.values = layer.keys.gather(2, where), layer.values.gather(2, where)
+    return kept
 
 
 def bits_per_byte(model: Any, ids: Sequence[int], byte_count: int, *, window: int = 512) -> float:

@@ -76,21 +76,26 @@ def pack_step(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int) -> 
     return tuple(tuple(pack) for pack in packs)
 
 
-def packed_batch(rows: Sequence[Rendered]) -> dict[str, Any]:
+def packed_batch(rows: Sequence[Rendered], *, shared: bool = False) -> dict[str, Any]:
     """One sequence (1, tokens): rows end to end, position ids restarting at each, no attention mask.
 
-    `targets` (labelled,) are the tokens to predict and `predict_at` (labelled,) the positions whose logits predict them.
+    `targets` (labelled,) are the tokens to predict and `predict_at` (labelled,) the positions whose logits predict them. With
+    `shared`, what all prompts begin with stands there once, which only row attention understands; `tokens_seen` counts the rows'
+    tokens either way.
     """
     import torch
 
-    ids: list[int] = []
-    positions: list[int] = []
+    from nomoat.row_attention import RowLayout
+
+    begin = common_prefix([row.prompt_ids for row in rows]) if shared and len(rows) > 1 else 0
+    ids = list(rows[0].prompt_ids[:begin])
+    positions = list(range(begin))
     targets: list[int] = []
     predict_at: list[int] = []
     for row in rows:
-        start = len(ids) + len(row.prompt_ids)
-        ids += [*row.prompt_ids, *row.completion_ids]
-        positions += range(row.length)
+        start = len(ids) + len(row.prompt_ids) - begin
+        ids += [*row.prompt_ids[begin:], *row.completion_ids]
+        positions += range(begin, row.length)
         targets += row.completion_ids
         predict_at += range(start - 1, start - 1 + len(row.completion_ids))
     return {
@@ -98,8 +103,19 @@ def packed_batch(rows: Sequence[Rendered]) -> dict[str, Any]:
         "position_ids": torch.tensor([positions]),
         "predict_at": torch.tensor(predict_at),
         "targets": torch.tensor(targets),
-        "tokens_seen": len(ids),
+        "tokens_seen": sum(row.length for row in rows),
+        "row_layout": RowLayout([row.length - begin for row in rows], begin),
     }
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, leaving each at least one of its own."""
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    first = prompts[0]
+    for place in range(shortest):
+        if any(prompt[place] != first[place] for prompt in prompts):
+            return place
+    return max(shortest, 0)
 
 
 def padded_batch(rows: Sequence[Rendered], pad_id: int) -> dict[str, Any]:
@@ -127,6 +143,18 @@ def padded_batch(rows: Sequence[Rendered], pad_id: int) -> dict[str, Any]:
     }
 
 
+def settle_packing(model: Any, rows: Sequence[Rendered], device: str) -> tuple[bool, str]:
+    """Whether to pack, and why; on a CPU with attention row by row where that gives the same logits."""
+    from nomoat.row_attention import use_row_attention
+
+    if device == "cpu" and use_row_attention(model):
+        packed, reason = packing_is_safe(model, rows)
+        if packed:
+            return packed, f"{reason}; attention runs row by row"
+        model.set_attn_implementation("sdpa")
+    return packing_is_safe(model, rows)
+
+
 def packing_is_safe(model: Any, rows: Sequence[Rendered]) -> tuple[bool, str]:
     """Whether rows packed into one sequence give the logits they give alone; with the reason, for the report.
 
@@ -134,13 +162,17 @@ def packing_is_safe(model: Any, rows: Sequence[Rendered]) -> tuple[bool, str]:
     """
     import torch
 
+    from nomoat.row_attention import layout_for, uses_row_attention
+
     probe = list(rows[:2]) if len(rows) > 1 else [rows[0], rows[0]]
     small = two_layer_copy(model)
-    packed = packed_batch(probe)
+    packed = packed_batch(probe, shared=uses_row_attention(small))
     with torch.no_grad():
-        together = small(input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False).logits[0]
+        tokens = {name: packed[name] for name in ("input_ids", "position_ids")}
+        together = small(**tokens, **layout_for(small, packed), use_cache=False).logits[0]
         alone = [small(input_ids=packed_batch([row])["input_ids"], use_cache=False).logits[0] for row in probe]
-    expected = torch.cat(alone)
+    begin = packed["row_layout"].shared
+    expected = torch.cat([alone[0][:begin], *(logits[begin:] for logits in alone)])
     error = float((together - expected).abs().max() / expected.abs().max())
     if error <= TOLERANCE:
         return True, f"packed and alone give the same logits (relative difference {error:.1e}, two layers, float32)"
@@ -165,5 +197,7 @@ def two_layer_copy(model: Any) -> Any:
         small = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     theirs = model.state_dict()
     same = {name: value for name, value in small.state_dict().items() if name in theirs and theirs[name].shape == value.shape}
+    if model.config._attn_implementation != small.config._attn_implementation:
+        small.set_attn_implementation(model.config._attn_implementation)
     small.load_state_dict({name: theirs[name].to("cpu", torch.float32) for name in same if theirs[name].is_floating_point()}, strict=False)
     return small.eval()

@@ -93,6 +93,7 @@ class Train(Section):
         Annotated[Literal["auto"], Word] | Annotated[float, Number, Field(gt=0, lt=1)],
         Discriminator(lambda value: "<word>" if isinstance(value, str) else "<number>"),
     ] = "auto"
+    loraplus_lr_ratio: float = Field(default=1.0, gt=0, le=64)  # LoRA+: learning rate of B over that of A
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the steps
     weight_decay: float = Field(default=0.0, ge=0)

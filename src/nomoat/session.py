@@ -19,11 +19,12 @@ from nomoat.conversation import Conversation
 from nomoat.files import write_atomically, write_json, write_lines
 from nomoat.fitting import Fit, fit
 from nomoat.ledger import Ledger
-from nomoat.packing import packing_is_safe
+from nomoat.packing import settle_packing
 from nomoat.preparing import Loaded, Prepared, load_rows, prepare
 from nomoat.recipe import Recipe, learning_rate_for, learning_rate_warning
 from nomoat.report import build_report, write_report
 from nomoat.report_view import print_summary, render_html
+from nomoat.row_attention import use_row_attention, uses_row_attention
 from nomoat.rows import RowSet
 from nomoat.scoring import SCORER_VERSION, score
 from nomoat.training import Rows
@@ -150,13 +151,14 @@ class Work:
         """Rows rendered and counted; packed if this architecture is shown to keep packed rows apart."""
         with self.ledger.segment("prepare"):
             self.prepared: Prepared = prepare(self.recipe, self.job.loaded, self.conversation)
-            packed, reason = packing_is_safe(model, self.prepared.train)
+            packed, reason = settle_packing(model, self.prepared.train, self.job.device.kind)
             write_json(self.folder / "rows.json", {**self.prepared.record, "packing": {"packed": packed, "reason": reason}})
             self.run.record(rendering_sha256=self.conversation.fingerprint)
         if not packed:
             self.console.print(f"packing  off: {reason}", highlight=False)
         pads = self.conversation.pad_id
-        return Rows(self.prepared.train, self.prepared.validation, packed, pads, self.recipe.train.pack_tokens)
+        shared = packed and uses_row_attention(model)
+        return Rows(self.prepared.train, self.prepared.validation, packed, pads, self.recipe.train.pack_tokens, shared)
 
     def attach_adapter(self, model: Any) -> Any:
         """The base with a fresh, seeded adapter; its initial weights are what the gate compares with."""
@@ -200,7 +202,10 @@ class Work:
             checks = gate.check_tensors(self.folder / "adapter", self.initial)
             if all(check.passed for check in checks):
                 trained = gate.probe_logits(model.eval(), rows.train)
-                reloaded = adapters.load_adapter(self._load(self.job.precision), self.folder / "adapter")
+                base = self._load(self.job.precision)
+                if rows.shared:
+                    use_row_attention(base)
+                reloaded = adapters.load_adapter(base, self.folder / "adapter")
                 checks += gate.check_effect(reloaded, trained, rows, expect_no_gain=self.recipe.eval.expect_no_gain)
             found = gate.Gate(tuple(checks))
             found.write(self.folder / "gate.json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -22,6 +23,7 @@ from nomoat.conversation import Rendered
 from nomoat.errors import RunFailed
 from nomoat.packing import IGNORED, Plan, packed_batch, padded_batch
 from nomoat.recipe import Recipe
+from nomoat.row_attention import layout_for
 
 LEARNING_RATE_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -35,6 +37,7 @@ class Rows:
     packed: bool
     pad_id: int
     pack_tokens: int
+    shared: bool = False  # what the rows of a pack begin with is computed once (row attention only)
 
     def batches(self, packs: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         """The forward passes of one step."""
@@ -42,13 +45,13 @@ class Rows:
 
     def batch(self, rows: Sequence[Rendered]) -> dict[str, Any]:
         """One forward pass over `rows`."""
-        return packed_batch(rows) if self.packed else padded_batch(rows, self.pad_id)
+        return packed_batch(rows, shared=self.shared) if self.packed else padded_batch(rows, self.pad_id)
 
 
 def summed_loss(model: Any, batch: dict[str, Any]) -> Any:
     """Cross-entropy summed over the batch's labelled tokens, computed in float32."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-    logits = model(**inputs, logits_to_keep=batch["predict_at"], use_cache=False).logits
+    logits = model(**inputs, **layout_for(model, batch), logits_to_keep=batch["predict_at"], use_cache=False).logits
     targets = batch["targets"].flatten()
     return cross_entropy(logits.reshape(len(targets), -1).float(), targets, ignore_index=IGNORED, reduction="sum")
 
@@ -103,10 +106,32 @@ def check_loss(loss: float, step: int) -> None:
 class PackedTrainer(Trainer):
     """A Trainer whose batch is a whole optimiser step."""
 
-    def __init__(self, *, model: Any, args: TrainingArguments, rows: Rows, plan: Plan, files: BaseFiles, callbacks: list[Any]) -> None:
-        self.rows, self.plan, self.files = rows, plan, files
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        loraplus_lr_ratio: float,
+        rows: Rows,
+        plan: Plan,
+        files: BaseFiles,
+        callbacks: list[Any],
+    ) -> None:
+        self.rows, self.plan, self.files, self.loraplus_lr_ratio = rows, plan, files, loraplus_lr_ratio
         self.step = StepRecord()
         super().__init__(model=model, args=args, callbacks=callbacks, train_dataset=list(range(len(plan.steps))))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW; with LoRA+ (Hayou et al. 2024, arXiv:2402.12354) the matrices B learn `loraplus_lr_ratio` times as fast."""
+        if self.loraplus_lr_ratio == 1:
+            return super().create_optimizer(model)
+        matrices = [(".lora_B." in name, p) for name, p in (model or self.model).named_parameters() if p.requires_grad]
+        rate, ratio = self.args.learning_rate, self.loraplus_lr_ratio
+        groups = [
+            {"params": [p for is_b, p in matrices if is_b is chosen], "lr": rate * (ratio if chosen else 1)} for chosen in (False, True)
+        ]
+        self.optimizer = AdamW([group for group in groups if group["params"]], weight_decay=self.args.weight_decay, fused=True)
+        return self.optimizer
 
     def get_train_dataloader(self) -> Any:
         """Steps in the plan's order; a resumed run skips those already done."""
@@ -116,7 +141,8 @@ class PackedTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:
         """Forward and backward over the step's packs; gradients add up to those of the step's mean loss."""
-        model.train()
+        if not model.training:  # a walk over all modules: 2 % of a small step
+            model.train()
         count = labelled(inputs)
         total = 0.0
         for batch in inputs:
@@ -130,6 +156,16 @@ class PackedTrainer(Trainer):
         step = self.step
         step.loss, step.tokens_seen, step.tokens_trained = float(loss), sum(batch["tokens_seen"] for batch in inputs), count
         check_loss(step.loss, self.state.global_step + 1)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """0: Trainer's estimate walks all modules at every step, and no report shows it."""
+        return 0
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self.accelerator.distributed_type != "NO":
+            return super()._clip_grad_norm(model)
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -169,7 +205,7 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
         warmup_steps=round(recipe.train.warmup * steps),
         weight_decay=recipe.train.weight_decay,
         max_grad_norm=recipe.train.max_grad_norm,
-        optim="adamw_torch_fused" if device == "cuda" else "adamw_torch",
+        optim="adamw_torch_fused",
         seed=recipe.train.seed,
         data_seed=recipe.train.seed,
         save_strategy="steps",

@@ -1,0 +1,50 @@
+"""Write the tables of README.md and recipes/README.md from the published reports in recipes/reference/.
+
+    python eval/reference.py            # write them
+    python eval/reference.py --check    # only say whether they are up to date
+
+Exit codes: 0 done, 1 a table differs from its reports (--check), 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nomoat.errors import RunFailed, run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT = "smollm2-135m"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not what its reports say")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from nomoat import reference
+    from nomoat.files import write_atomically
+
+    found = reference.published(ROOT / "recipes" / "reference")
+    blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_line(one) for one in found.values())])}
+    if DEFAULT in found:
+        blocks["report"] = reference.report_block(found[DEFAULT])
+    stale = []
+    for path in (ROOT / "README.md", ROOT / "recipes" / "README.md"):
+        old = path.read_text(encoding="utf-8")
+        new = reference.fill(old, blocks)
+        if new != old:
+            stale.append(path.relative_to(ROOT))
+            if not arguments.check:
+                write_atomically(path, new)
+    if stale and arguments.check:
+        raise RunFailed(f"not what recipes/reference/ says: {', '.join(map(str, stale))}; run `make reference`")
+    print(f"{len(found)} published recipe(s); {'written: ' + ', '.join(map(str, stale)) if stale else 'all tables are up to date'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

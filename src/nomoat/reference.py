@@ -1,0 +1,157 @@
+"""The published reports in recipes/reference/, and the tables that the READMEs show of them.
+
+`<recipe>.json` is the report of a real run of that recipe; `<recipe>.<variant>.json` one of the same recipe with another seed
+(`seed1`, `seed2`) or with less data (`quarter`). No table is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nomoat import wording
+from nomoat.comparing import paired_tiers
+from nomoat.errors import NomoatError
+from nomoat.paired import NORMAL_95
+from nomoat.report import read_report
+from nomoat.report_schema import FamilyDifference, Report
+from nomoat.statistics import SeedsEstimate, seeds_estimate
+
+RECIPE_HEAD = """\
+| recipe | base | memory | time, in all | rental | score on known / unseen phrasings (mean of seeds) |
+|---|---|---|---|---|---|"""
+MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Published:
+    """All published runs of one recipe; `seeds` holds the main report first."""
+
+    recipe: str
+    seeds: tuple[Report, ...]
+    quarter: Report | None
+
+    @property
+    def main(self) -> Report:
+        """The report shown in full."""
+        return self.seeds[0]
+
+
+def published(folder: Path) -> dict[str, Published]:
+    """By recipe, every report below `folder`, each checked against its rows when it is read."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem.split("."))
+    found: dict[str, dict[str, Report]] = {}
+    for path in paths:
+        recipe, _, variant = path.stem.partition(".")
+        found.setdefault(recipe, {})[variant] = read_report(path)
+    for recipe, reports in found.items():
+        if "" not in reports:
+            raise NomoatError(f"{folder} holds variants of {recipe} but not {recipe}.json, the run they vary")
+    return {
+        recipe: Published(
+            recipe, tuple(report for name, report in reports.items() if name == "" or name.startswith("seed")), reports.get("quarter")
+        )
+        for recipe, reports in found.items()
+    }
+
+
+def seeds_score(reports: Sequence[Report], tier: str) -> float | None:
+    """Mean over runs of the adapter's score on `tier`."""
+    scores = [report.arms["adapter"].tiers[tier] for report in reports]
+    values = [score.score for score in scores if score is not None and score.score is not None]
+    return sum(values) / len(values) if values else None
+
+
+def seeds_gain(reports: Sequence[Report], tier: str) -> SeedsEstimate | None:
+    """The adapter less the base over several seeds; the groups' standard error is the mean of the runs' own."""
+    differences = [report.comparison.tiers.get(tier) for report in reports]
+    known = [(found.difference, found.interval) for found in differences if found is not None and found.interval is not None]
+    if not known:
+        return None
+    errors = [(high - low) / 2 / NORMAL_95 for _, (low, high) in known]
+    return seeds_estimate([difference for difference, _ in known], sum(errors) / len(errors))
+
+
+def score_table(found: Published) -> str:
+    """Tier by tier: base, base with examples, adapter with its interval, and what several seeds say."""
+    several = len(found.seeds) > 1
+    lines = [
+        f"| tier | rows | base | base with 4 examples | adapter (seed {found.main.provenance.get('seed')}) |"
+        + (f" mean of {len(found.seeds)} seeds | gain over the base |" if several else ""),
+        "|---|---|---|---|---|" + ("---|---|" if several else ""),
+    ]
+    for tier in wording.in_tier_order(set(found.main.comparison.tiers)):
+        arms = [found.main.arms[name].tiers.get(tier) for name in ("base", "few_shot", "adapter")]
+        adapter = arms[2]
+        shown = [wording.number(arm.score) if arm else "-" for arm in arms[:2]]
+        own = f"**{wording.number(adapter.score)}** {wording.interval(adapter.interval)}" if adapter else "-"
+        line = f"| {wording.tier_words(tier)} | {adapter.n if adapter else 0} | {' | '.join(shown)} | {own} |"
+        if several:
+            gain = seeds_gain(found.seeds, tier)
+            said = f"{wording.number(gain.difference, signed=True)} {wording.interval(gain.interval, signed=True)}" if gain else "-"
+            line += f" {wording.number(seeds_score(found.seeds, tier))} | {said} |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def cost_sentence(report: Report) -> str:
+    """What the run took: time in all and in training, speed, memory, money, adapter size."""
+    cost, adapter = report.cost, report.adapter
+    device = report.provenance.get("device") or {}
+    money = wording.money(cost.usd) if cost.usd is not None else f"no figure in dollars ({cost.usd_reason})"
+    return (
+        f"{wording.duration(cost.seconds)} in all, {wording.duration(cost.seconds_by_phase.get('train'))} of it training "
+        f"({wording.counted(cost.tokens_seen)} tokens, {wording.counted(cost.tokens_per_second)} a second), on {device.get('name')} "
+        f"with {report.provenance.get('threads')} threads; at most {wording.size(cost.peak_memory_bytes)} of memory; {money}; "
+        f"an adapter of {wording.size(adapter.bytes)}."
+    )
+
+
+def quarter_sentence(found: Published) -> str:
+    """What a quarter of the training rows gives: the check that the scores come from the rows."""
+    if found.quarter is None:
+        return ""
+    parts = [
+        f"{wording.number(-lost.difference, signed=True)} {wording.interval(_turned(lost), signed=True)} on {wording.tier_words(tier)}"
+        for tier, lost in paired_tiers(found.main, found.quarter).items()
+        if tier in ("values", "phrasing")
+    ]
+    return f"The same recipe on a quarter of the training rows: {' and '.join(parts)}."
+
+
+def _turned(difference: FamilyDifference) -> tuple[float, float] | None:
+    return None if difference.interval is None else (-difference.interval[1], -difference.interval[0])
+
+
+def report_block(found: Published) -> str:
+    """The README's block: verdict, table, costs."""
+    return "\n\n".join(
+        part
+        for part in (f"> {found.main.comparison.headline}", score_table(found), cost_sentence(found.main), quarter_sentence(found))
+        if part
+    )
+
+
+def recipe_line(found: Published) -> str:
+    """One recipe in the table of recipes/README.md."""
+    report = found.main
+    base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
+    scores = [wording.number(seeds_score(found.seeds, tier)) for tier in ("values", "phrasing")]
+    cost = report.cost
+    return (
+        f"| [{found.recipe}]({found.recipe}.yaml) | {base} | {wording.size(cost.peak_memory_bytes)} | {wording.duration(cost.seconds)} | "
+        f"{wording.money(cost.usd)} | {' / '.join(scores)} |"
+    )
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """`text` with what stands between `<!-- generated: name -->` and `<!-- end -->` replaced by the block of that name."""
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["name"] not in blocks:
+            raise NomoatError(f"nothing generates '{match['name']}'; known are {', '.join(sorted(blocks))}")
+        return f"{match[1]}{blocks[match['name']]}\n{match[3]}"
+
+    return MARKED.sub(replaced, text)

@@ -1,0 +1,85 @@
+"""The published reports: whole, of the recipes and rows as they are, and the only source of the READMEs' figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nomoat import reference
+from nomoat.errors import NomoatError
+from nomoat.recipe_file import load_recipe
+from nomoat.report import build_report, write_report
+from nomoat.report_schema import Report
+from nomoat.rows import load_set
+from nomoat.scoring import SCORER_VERSION
+from tests.make_run import make_run
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "recipes" / "reference"
+REPORTS = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_published_report_is_of_the_recipe_and_the_rows_that_are_here(path: Path) -> None:
+    report = reference.read_report(path)
+    name, _, variant = path.stem.partition(".")
+    allowed = {"": {}, "quarter": {"data.fraction": 0.25}}.get(variant, {"train.seed": int(variant.removeprefix("seed") or 0)})
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"{key}={value}" for key, value in allowed.items()])
+    assert report.recipe == json.loads(json.dumps(recipe.as_dict()))
+    rows = load_set(recipe.data.rows, ROOT)
+    assert report.provenance["data"]["heldout_sha256"] == rows.heldout_sha256
+    assert report.provenance["scorer_version"] == SCORER_VERSION
+    assert report.status == "finished" and not report.provenance["dirty"]
+    if variant != "quarter":
+        assert report.provenance["data"]["train_sha256"] == rows.train_sha256
+
+
+def test_the_tables_are_those_of_the_reports() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "eval" / "reference.py"), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def make_reports(folder: Path, *, seeds: int) -> Path:
+    published = folder / "published"
+    published.mkdir()
+    for seed in range(seeds):
+        report = build_report(make_run(folder / f"run{seed}", seed=seed))
+        write_report(report, published / f"tiny{f'.seed{seed}' if seed else ''}.json")
+    return published
+
+
+def test_several_seeds_are_shown_as_their_mean_and_never_as_the_best(tmp_path: Path) -> None:
+    found = reference.published(make_reports(tmp_path, seeds=3))["tiny"]
+    scores = [score(report) for report in found.seeds]
+    assert reference.seeds_score(found.seeds, "phrasing") == pytest.approx(sum(scores) / 3) and len(set(scores)) > 1
+    table = reference.score_table(found)
+    assert "mean of 3 seeds" in table and f"{sum(scores) / 3:.2f}" in table
+
+
+def score(report: Report) -> float:
+    tier = report.arms["adapter"].tiers["phrasing"]
+    assert tier is not None and tier.score is not None
+    return tier.score
+
+
+def test_one_seed_claims_no_more(tmp_path: Path) -> None:
+    found = reference.published(make_reports(tmp_path, seeds=1))["tiny"]
+    assert "seeds" not in reference.score_table(found)
+
+
+def test_a_variant_without_its_main_run_is_refused(tmp_path: Path) -> None:
+    published = make_reports(tmp_path, seeds=2)
+    (published / "tiny.json").unlink()
+    with pytest.raises(NomoatError, match=r"tiny\.json"):
+        reference.published(published)
+
+
+def test_only_what_stands_between_the_marks_is_written() -> None:
+    text = "a\n<!-- generated: report -->\nold\n<!-- end -->\nb\n"
+    assert reference.fill(text, {"report": "new"}) == "a\n<!-- generated: report -->\nnew\n<!-- end -->\nb\n"
+    with pytest.raises(NomoatError, match="nothing generates 'report'"):
+        reference.fill(text, {})
