@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nomoat.baselines import baselines
-from nomoat.desk import Writer, build_set, deal, load_phrasings
+from nomoat.desk import Writer, build_set, deal, load_more, load_phrasings
 from nomoat.desk_facts import Facts
 from nomoat.desk_tables import near_misses, table_script
 from nomoat.desk_text import email, hours12, later, plural, spoken_date
@@ -50,7 +50,8 @@ def test_the_check_fails_and_shows_the_difference_when_a_file_was_changed(tmp_pa
 
 
 def test_every_family_has_its_number_of_rows(desk):
-    assert Counter(row.family for row in desk.train) == dict.fromkeys(TRAINED, 576)
+    trained = {"edit": 1152, "calendar": 576, "extract": 576, "shape": 576, "persona": 384, "route": 384, "sql": 384}
+    assert Counter(row.family for row in desk.train) == trained
     assert Counter(row.family for row in desk.validation) == dict.fromkeys(TRAINED, 21)
     wanted = {(family, "phrasing"): 30 for family in TRAINED} | {(family, "values"): 24 for family in TRAINED if family != "persona"}
     wanted |= {("csv_line", "family"): 24, ("retention", "retention"): 48}
@@ -59,7 +60,9 @@ def test_every_family_has_its_number_of_rows(desk):
 
 def test_groups_are_known_or_unseen_as_the_tier_says(desk):
     known = Counter(row.group for row in desk.train)
-    assert len(known) == 7 * 96 and set(known.values()) == {6}
+    assert Counter(group.partition("-")[0] for group in known) == {family: 96 if family == "persona" else 192 for family in TRAINED}
+    each = {"edit": 6, "calendar": 3, "extract": 3, "shape": 3, "persona": 4, "route": 2, "sql": 2}
+    assert all(times == each[group.partition("-")[0]] for group, times in known.items())
     checked = {row.group for row in desk.validation}
     values = Counter(row.group for row in desk.heldout if row.tier == "values")
     phrasing = Counter(row.group for row in desk.heldout if row.tier == "phrasing")
@@ -76,6 +79,12 @@ def test_every_kind_of_task_is_trained_in_six_phrasings_or_more():
             trained = Counter(phrasing.kind for phrasing in deal(phrasings, 10, 4)["train"])
             assert len(phrasings) == 110 and set(trained) == {phrasing.kind for phrasing in phrasings}
             assert min(trained.values()) >= 6, path.stem
+
+
+def test_phrasings_written_for_training_alone_are_asked_nowhere_else(desk):
+    more = {phrasing.group for path in FAMILY_FILES for phrasing in load_more(path)}
+    assert len(more) == 6 * 96 and more <= {row.group for row in desk.train}
+    assert not more & {row.group for row in (*desk.validation, *desk.heldout)}
 
 
 def test_phrasings_differ_when_their_values_are_masked(desk):
@@ -202,7 +211,7 @@ def test_slots_are_the_values_that_stand_in_the_prompt(desk):
     assert all(row.slots and all(slot in row.prompt for slot in row.slots) for row in rows)
     assert not [row.id for row in desk.train if row.family == "persona" and row.slots]
     wordings = {row.group: masked_text(row) for row in desk.train if row.family == "calendar"}
-    assert len(set(wordings.values())) == len(wordings) == 96
+    assert len(set(wordings.values())) == len(wordings) == 192
 
 
 def test_questions_about_a_table_tell_right_from_nearly_right(desk):

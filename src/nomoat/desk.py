@@ -26,7 +26,8 @@ Place = tuple[str, str, list[int]]  # tier, part whose values are drawn, rows fo
 
 PHRASINGS = 110  # a trained family: many phrasings with few rows each, because a small model learns a wording rather than a task
 HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of them; the other 96 are for training
-TRAIN_ROWS = 6  # a phrasing; all different, so that one epoch is enough
+TRAIN_ROWS = {"edit": 1152, "persona": 384, "route": 384, "sql": 384}  # rows go where validation shows the work is
+TRAIN_ROWS_ELSE = 576  # as many of each phrasing as of every other; no two rows alike, so that one epoch is enough
 PHRASING_ROWS = 3  # a held-out phrasing; also of the family that is held out whole
 VALUES_ROWS = 24  # a family, each of another training phrasing
 VALIDATION_VALUES_ROWS = 10
@@ -53,14 +54,28 @@ class Phrasing:
 def load_phrasings(path: Path) -> list[Phrasing]:
     """The phrasings of a family's file, in its order; what one does not say it takes from its kind, whose rules hold too."""
     content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return _phrasings(path.stem, content, {kind: shared["phrasings"] for kind, shared in content["kinds"].items()}, "")
+
+
+def load_more(path: Path) -> list[Phrasing]:
+    """Phrasings for training alone, from the folder `more` beside the families: kind -> phrasings, all else as in the family's file."""
+    written = path.parent.parent / "more" / path.name
+    if not written.is_file():
+        return []
+    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return _phrasings(path.stem, content, parse_yaml(written.read_text(encoding="utf-8"), str(written)), "more-")
+
+
+def _phrasings(family: str, content: dict[str, Any], of_kind: dict[str, list[Any]], mark: str) -> list[Phrasing]:
     found: list[Phrasing] = []
-    for kind, shared in content["kinds"].items():
-        for number, own in enumerate(shared["phrasings"], start=1):
+    for kind, phrasings in of_kind.items():
+        shared = content["kinds"][kind]
+        for number, own in enumerate(phrasings, start=1):
             said = {**shared, **(own if isinstance(own, dict) else {"prompt": own})}
             rules = [*shared.get("rules", ()), *(own.get("rules", ()) if isinstance(own, dict) else ())]
             score = {**content["score"], **({"rules": rules} if rules else {})}
-            group = f"{path.stem}-{kind}-{number}"
-            found.append(Phrasing(path.stem, kind, group, said["prompt"], said.get("completion", ""), said.get("fields", {}), score))
+            group = f"{family}-{kind}-{mark}{number}"
+            found.append(Phrasing(family, kind, group, said["prompt"], said.get("completion", ""), said.get("fields", {}), score))
     return found
 
 
@@ -100,7 +115,9 @@ def _family(writer: Writer, path: Path) -> dict[str, list[Row]]:
         raise NomoatError(f"{path.name}: a trained family has {PHRASINGS} phrasings, this one has {len(written)}")
     phrasings = deal(written, HELDOUT_PHRASINGS, VALIDATION_PHRASINGS)
     known, with_slots = phrasings["train"], name != WITHOUT_SLOTS
-    train = writer.rows(known, f"{name}-t", ("train", "train", [TRAIN_ROWS] * len(known)))
+    trained = [*known, *load_more(path)]
+    each = TRAIN_ROWS.get(name, TRAIN_ROWS_ELSE) // len(trained)
+    train = writer.rows(trained, f"{name}-t", ("train", "train", [each] * len(trained)))
     validation: list[Row] = []
     heldout: list[Row] = []
     if with_slots:
