@@ -83,6 +83,18 @@ def test_packing_is_shown_safe_on_llama(tmp_path: Path) -> None:
     assert safe, reason
 
 
+def test_attention_dropout_keeps_the_stock_path_and_is_never_mixed_up_in_silence(tmp_path: Path) -> None:
+    model, rows = load(tmp_path)
+    model.config.attention_dropout = 0.1
+    assert not use_row_attention(model) and "row by row" not in settle_packing(model, rows, "cpu")[1]
+    model.config.attention_dropout = 0.0
+    assert use_row_attention(model)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1  # as under a name that no configuration is known to use
+    with pytest.raises(ValueError, match="cannot tell them apart"):
+        summed_loss(model.train(), packed_batch(rows, shared=True))
+
+
 def test_an_architecture_with_a_sliding_window_keeps_its_own_attention_and_shares_nothing(tmp_path: Path) -> None:
     model, rows = load(tmp_path, "gemma3_text")
     alone = gradients(model, [packed_batch([row]) for row in rows])

@@ -56,7 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "attn_pdrop": 0.0},
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,9 +149,10 @@ def settle_packing(model: Any, rows: Sequence[Rendered], device: str) -> tuple[b
     from nomoat.row_attention import use_row_attention
 
     if device == "cpu" and use_row_attention(model):
-        packed, reason = packing_is_safe(model, rows)
-        if packed:
-            return packed, f"{reason}; attention runs row by row"
+        with suppress(ValueError):  # a layer whose attention cannot keep rows apart says so
+            packed, reason = packing_is_safe(model, rows)
+            if packed:
+                return packed, f"{reason}; attention runs row by row"
         model.set_attn_implementation("sdpa")
     return packing_is_safe(model, rows)
 

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 NAME = "nomoat_rows"  # in transformers' register of attention implementations
+DROPOUTS = ("attention_dropout", "attn_pdrop")  # as configurations call it; at work in training only, so no check in eval mode sees it
 NOT_OURS = ("sliding_window", "softcap", "s_aux", "position_bias")  # what the stock path knows and this one does not
 
 
@@ -114,6 +115,8 @@ def row_attention(module: Any, query: Any, key: Any, value: Any, attention_mask:
 
     layout = options.pop("row_layout", None)
     plain = not options.get("dropout") and all(options.get(name) is None for name in NOT_OURS)
+    if layout is not None and layout.shared and not plain:
+        raise ValueError("rows share their first tokens, and this layer's attention (dropout, a window, sinks) cannot tell them apart")
     if layout is None or not plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scaling = options.get("scaling")
@@ -122,12 +125,13 @@ def row_attention(module: Any, query: Any, key: Any, value: Any, attention_mask:
 
 
 def use_row_attention(model: Any) -> bool:
-    """Switch `model` to row attention if its architecture goes through transformers' attention interface."""
+    """Switch `model` to row attention if it goes through transformers' attention interface and drops no attention in training."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     takes_more = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
-    if not takes_more or not model._can_set_attn_implementation() or model.config._attn_implementation != "sdpa":
+    drops = any(getattr(model.config.get_text_config(), name, 0) for name in DROPOUTS)
+    if drops or not takes_more or not model._can_set_attn_implementation() or model.config._attn_implementation != "sdpa":
         return False
     AttentionInterface.register(NAME, row_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
