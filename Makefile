@@ -45,6 +45,14 @@ reference: $(READY)
 try: $(READY)
 	$(PY) eval/try.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(NOMOAT_PROMPT),--prompt="$$NOMOAT_PROMPT")
 
+.PHONY: bench  ## Time a training step beside transformers.Trainer and TRL (installs TRL); ARMS="trainer trl_packed" for some
+bench: $(VENV)/.bench
+	$(PY) train/bench.py $(RECIPE) $(SET) $(if $(ARMS),--arms $(ARMS))
+
+$(VENV)/.bench: $(READY)
+	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
+	@touch $@
+
 .PHONY: check  ## Lint, format, types, and the shipped rows: reproducible and free of leaks
 check: $(READY)
 	$(PY) -m ruff check .

@@ -26,8 +26,10 @@ Place = tuple[str, str, list[int]]  # tier, part whose values are drawn, rows fo
 
 PHRASINGS = 110  # a trained family: many phrasings with few rows each, because a small model learns a wording rather than a task
 HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of them; the other 96 are for training
-TRAIN_ROWS = {"edit": 1152, "persona": 384, "route": 384, "sql": 384}  # rows go where validation shows the work is
-TRAIN_ROWS_ELSE = 576  # as many of each phrasing as of every other; no two rows alike, so that one epoch is enough
+# Training rows of each phrasing in the family's file, and of each in the folder `more`. Rows go where validation shows the work is;
+# no two are alike, so that one epoch is enough.
+TRAIN_ROWS = {"edit": (12, 4), "persona": (4, 0), "route": (3, 2), "shape": (6, 3), "sql": (4, 2)}
+TRAIN_ROWS_ELSE = (5, 3)
 PHRASING_ROWS = 3  # a held-out phrasing; also of the family that is held out whole
 VALUES_ROWS = 24  # a family, each of another training phrasing
 VALIDATION_VALUES_ROWS = 10
@@ -115,9 +117,8 @@ def _family(writer: Writer, path: Path) -> dict[str, list[Row]]:
         raise NomoatError(f"{path.name}: a trained family has {PHRASINGS} phrasings, this one has {len(written)}")
     phrasings = deal(written, HELDOUT_PHRASINGS, VALIDATION_PHRASINGS)
     known, with_slots = phrasings["train"], name != WITHOUT_SLOTS
-    trained = [*known, *load_more(path)]
-    each = TRAIN_ROWS.get(name, TRAIN_ROWS_ELSE) // len(trained)
-    train = writer.rows(trained, f"{name}-t", ("train", "train", [each] * len(trained)))
+    more, (of_known, of_more) = load_more(path), TRAIN_ROWS.get(name, TRAIN_ROWS_ELSE)
+    train = writer.rows([*known, *more], f"{name}-t", ("train", "train", [of_known] * len(known) + [of_more] * len(more)))
     validation: list[Row] = []
     heldout: list[Row] = []
     if with_slots:

@@ -22,6 +22,7 @@ from nomoat.strict_yaml import parse_yaml
 
 PARTS = ("train", "validation", "heldout")
 SHARES = {"train": 0.70, "validation": 0.08, "heldout": 0.22}
+HARDER = 0.3  # share of training dates and times that are drawn from the harder ones alone
 COINED = 0.7  # share of the training values of a pool that are coined, where coined.yaml has parts for it
 SHARED = ("company_tails", "weekdays")  # lists too small to divide
 PART_OF_LIST = {"devices": "items"}  # a list that repeats values of another is divided as that one is
@@ -137,9 +138,13 @@ class Values:
 
     def _coin(self, name: str, rng: random.Random) -> str:
         """A coined value in which no listed value of another part stands as a word."""
-        while self._of_others.search(made := self._parts[name]["join"].join(rng.choice(choices) for choices in self._parts[name]["parts"])):
+        while self._of_others.search(made := self._joined(name, rng)):
             pass
-        return str(made)
+        return made
+
+    def _joined(self, name: str, rng: random.Random) -> str:
+        parts = [rng.choice(choices) for choices in self._parts[name]["parts"]]
+        return str(self._parts[name]["join"]).join(part for part in parts if part)
 
     @cached_property
     def _of_others(self) -> re.Pattern[str]:
@@ -177,10 +182,19 @@ class Values:
         return f"{self._pick('company_heads', part, rng)} {self._pick('company_tails', part, rng)}"
 
     def _date(self, part: str, rng: random.Random) -> date:
-        return self._until("date", part, lambda: FIRST_DAY + timedelta(days=rng.randrange(DAYS)))
+        """In training rows, a day of one digit more often than a calendar has it: `2 May` is not 22 May."""
+        early = part == "train" and rng.random() < HARDER
+
+        def draw() -> date:
+            day = FIRST_DAY + timedelta(days=rng.randrange(DAYS))
+            return day.replace(day=1 + day.day % 9) if early else day
+
+        return self._until("date", part, draw)
 
     def _time(self, part: str, rng: random.Random) -> time:
-        return self._until("time", part, lambda: time(rng.randrange(7, 20), 5 * rng.randrange(12)))
+        """In training rows, afternoons more often: those hours have to be computed."""
+        late = part == "train" and rng.random() < HARDER
+        return self._until("time", part, lambda: time(rng.randrange(13 if late else 7, 20), 5 * rng.randrange(12)))
 
     def _amount(self, part: str, rng: random.Random) -> float:
         """A price whose last digit is not 0, so that its text and its number look the same."""

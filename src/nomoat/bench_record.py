@@ -1,0 +1,168 @@
+"""What the benchmark found: checked to be the same work, then ratios with their spread, as bench.json, a table and a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from nomoat.bench_arms import OWN_STEPS, TRL_BEST, WORDS
+from nomoat.bench_turns import Course
+from nomoat.bench_work import BenchWork
+
+FIRST_LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}  # mean loss per labelled token before any step
+LAST_LOSS_TOLERANCE = 0.02  # validation loss after the last step
+
+
+def same_work(courses: Mapping[str, Course], precision: str) -> list[str]:
+    """Sentences on arms that did not do our work; empty when all did."""
+    ours = courses["ours"]
+    tolerance = FIRST_LOSS_TOLERANCE.get(precision, FIRST_LOSS_TOLERANCE["bfloat16"])
+    found = []
+    for name, course in courses.items():
+        if not abs(course.first_loss - ours.first_loss) <= tolerance:
+            found.append(f"{name}: loss before any step {course.first_loss:.4f}, ours {ours.first_loss:.4f}, allowed {tolerance:g} apart")
+        if name != "trl_default" and not abs(course.last_loss - ours.last_loss) <= LAST_LOSS_TOLERANCE:
+            ends = f"validation loss at the end {course.last_loss:.3f}, ours {ours.last_loss:.3f}"
+            found.append(f"{name}: {ends}, allowed {LAST_LOSS_TOLERANCE} apart")
+    return found
+
+
+def build_record(courses: Mapping[str, Course], work: BenchWork, peaks: Sequence[float], flops: Mapping[str, float]) -> dict[str, Any]:
+    """bench.json: every turn of every arm, the ratios of ours to each peer, and the share of the peak.
+
+    `peaks` are FLOPs a second of the best matrix product, one a round; `flops` those of our steps' tokens after the warm-up, with
+    what rows begin with counted for each row (`rows`) and once a pack (`computed`).
+    """
+    best = best_trl(courses, work)
+    peers = {"trainer": "trainer", "trl_default": "trl_default", "trl_best": best}
+    ours = courses["ours"]
+    seconds = [turn.seconds for turn in ours.turns]
+    shares = {
+        which: _spread([total / len(seconds) / second / peak for second, peak in zip(seconds, peaks[1:], strict=True)])
+        for which, total in flops.items()
+    }
+    return {
+        "recipe": work.recipe.name,
+        "precision": work.precision,
+        "device": work.device,
+        "threads": work.threads,
+        "learning_rate": work.learning_rate,
+        "steps": work.size.steps,
+        "tokens_a_step": round(work.tokens / len(work.steps)),
+        "rows_a_step": round(len(work.rows) / len(work.steps), 2),
+        "arms": {name: course.record() for name, course in courses.items()},
+        "compile_seconds": {name: compile_seconds(course) for name, course in courses.items() if name == "trl_compiled"},
+        "trl_best": best,
+        "ratios": {peer: _ratios(courses, name, work) for peer, name in peers.items() if name in courses},
+        "peak_flops_per_second": statistics.median(peaks),
+        "share_of_peak": shares["rows"],
+        "share_of_peak_shared_once": shares["computed"],
+        "not_the_same_work": same_work(courses, work.precision),
+    }
+
+
+def compile_seconds(course: Course) -> float:
+    """What the warm-up took beyond the time of as many tokens at the arm's later speed."""
+    assert course.warmup is not None
+    return max(0.0, course.warmup.seconds - course.warmup.tokens / rate_of(course))
+
+
+def rate_of(course: Course) -> float:
+    """Median of the turns' tokens a second."""
+    return statistics.median(turn.tokens_per_second for turn in course.turns)
+
+
+def rate_with_compiling(name: str, course: Course, work: BenchWork) -> float:
+    """Tokens a second over all tokens of the recipe, what compiling took included."""
+    rate = rate_of(course)
+    if name != "trl_compiled":
+        return rate
+    tokens = work.recipe_tokens
+    return tokens / (compile_seconds(course) + tokens / rate)
+
+
+def best_trl(courses: Mapping[str, Course], work: BenchWork) -> str | None:
+    """TRL at its best: the fastest of its settings, compiling counted."""
+    there = [name for name in TRL_BEST if name in courses]
+    return max(there, key=lambda name: rate_with_compiling(name, courses[name], work), default=None)
+
+
+def _ratios(courses: Mapping[str, Course], peer: str, work: BenchWork) -> dict[str, Any]:
+    ours, theirs = courses["ours"], courses[peer]
+    slowed = rate_with_compiling(peer, theirs, work) / rate_of(theirs)
+    pairs = zip(ours.turns, theirs.turns, strict=True)
+    speed = [mine.tokens_per_second / (other.tokens_per_second * slowed) for mine, other in pairs]
+    return {
+        "arm": peer,
+        "tokens_per_second": _spread(speed),
+        "peak_memory": ours.peak_resident_bytes / theirs.peak_resident_bytes
+        if not ours.peak_device_bytes or not theirs.peak_device_bytes
+        else ours.peak_device_bytes / theirs.peak_device_bytes,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def table_of(record: Mapping[str, Any]) -> Table:
+    """One line an arm."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("arm")
+    for title in ("tokens/s", "range", "peak memory", "loss before", "loss after", "ours is"):
+        table.add_column(title, justify="right")
+    mine = statistics.median(record["arms"]["ours"]["tokens_per_second"])
+    for name, arm in record["arms"].items():
+        rates = arm["tokens_per_second"]
+        memory = arm["peak_device_bytes"] or arm["peak_resident_bytes"]
+        note = f" (after {record['compile_seconds'][name]:.0f} s of compiling)" if name in record["compile_seconds"] else ""
+        table.add_row(
+            WORDS[name] + note,
+            f"{statistics.median(rates):.0f}",
+            f"{min(rates):.0f} to {max(rates):.0f}",
+            f"{memory / 1e9:.2f} GB",
+            f"{arm['first_loss']:.4f}",
+            f"{arm['last_loss']:.3f}" + ("*" if name in OWN_STEPS else ""),
+            "" if name == "ours" else f"{mine / statistics.median(rates):.2f} x as fast",
+        )
+    return table
+
+
+def headlines(record: Mapping[str, Any]) -> list[str]:
+    """The ratios in words, TRL at its best first."""
+    titles = {"trl_best": "TRL at its best", "trl_default": "TRL as it comes", "trainer": "plain Trainer"}
+    lines = []
+    for peer in (peer for peer in titles if peer in record["ratios"]):
+        ratio = record["ratios"][peer]
+        speed = ratio["tokens_per_second"]
+        lines.append(
+            f"{speed['median']:.2f} x {titles[peer]} ({WORDS[ratio['arm']]}) in tokens/s, {speed['lowest']:.2f} to {speed['highest']:.2f} "
+            f"turn by turn; {ratio['peak_memory']:.2f} x its peak memory"
+        )
+    share, once = record["share_of_peak"], record["share_of_peak_shared_once"]
+    lines.append(
+        f"{share['median']:.0%} of the best matrix product's rate ({record['peak_flops_per_second'] / 1e9:.0f} GFLOP/s); "
+        f"{once['median']:.0%} with what rows of a pack begin with counted once, as it is computed"
+    )
+    return lines
+
+
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Tokens a second of each arm, every turn a dot, as SVG."""
+    from matplotlib.figure import Figure
+
+    names = list(record["arms"])
+    figure = Figure(figsize=(8, 0.9 + 0.5 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, name in enumerate(reversed(names)):
+        rates = record["arms"][name]["tokens_per_second"]
+        axes.barh(place, statistics.median(rates), height=0.55, color="#2a6f97" if name == "ours" else "#b8c4cc")
+        axes.plot(rates, [place] * len(rates), "o", color="#222222", markersize=3.5, alpha=0.6)
+    axes.set_yticks(range(len(names)), [WORDS[name] for name in reversed(names)])
+    axes.set_xlabel("tokens of rows a second (bar: median; dots: turns)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,132 @@
+"""The benchmark: the same work for everyone, told apart when it is not, and counted right."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nomoat import bench, bench_record, matrix_peak
+from nomoat.bench_turns import Course, Turn, take_turns
+from nomoat.bench_work import BenchWork, Size, fixed_steps, pack_of, sorted_steps
+from nomoat.conversation import Rendered
+from nomoat.errors import RunFailed
+from nomoat.files import read_json
+from nomoat.recipe import Base, Recipe
+from tests.tiny import make_base, write_user_rows
+
+SMALL = Size(turns=2, steps_per_turn=2, warmup_steps=1)
+
+
+def make_recipe(folder: Path) -> Recipe:
+    files = make_base(folder / "base")
+    write_user_rows(folder / "rows.jsonl", 60)
+    train = {"batch_tokens": 256, "pack_tokens": 256, "max_row_tokens": 128, "learning_rate": 1e-3}
+    hardware = {"device": "cpu", "threads": 1}
+    return Recipe(
+        name="tiny",
+        base=Base(path=str(files.folder)),
+        data={"rows": str(folder / "rows.jsonl")},
+        train=train,
+        eval={"tiers": ["values"], "primary": "values"},
+        hardware=hardware,
+        precision="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> BenchWork:
+    folder = tmp_path_factory.mktemp("bench")
+    return bench.make_work(make_recipe(folder), folder, SMALL, folder)
+
+
+def test_plain_trainer_does_the_same_work_and_the_record_says_how_fast_each_was(tmp_path: Path) -> None:
+    record = bench.run(make_recipe(tmp_path), tmp_path, ["ours", "trainer"], SMALL, tmp_path, Console(quiet=True))
+    bench.write(record, tmp_path / "out")
+    assert read_json(tmp_path / "out" / "bench.json") == record and (tmp_path / "out" / "bench.svg").read_text().startswith("<?xml")
+    ours, theirs = record["arms"]["ours"], record["arms"]["trainer"]
+    assert record["not_the_same_work"] == []
+    assert ours["first_loss"] == pytest.approx(theirs["first_loss"], abs=1e-4)
+    assert ours["last_loss"] == pytest.approx(theirs["last_loss"], abs=1e-4) and ours["last_loss"] < ours["first_loss"]
+    assert [turn["tokens"] for turn in ours["turns"]] == [turn["tokens"] for turn in theirs["turns"]]
+    ratios = [mine / other for mine, other in zip(ours["tokens_per_second"], theirs["tokens_per_second"], strict=True)]
+    speed = record["ratios"]["trainer"]["tokens_per_second"]
+    assert speed["lowest"] == pytest.approx(min(ratios)) and speed["highest"] == pytest.approx(max(ratios))
+    assert 0 < record["share_of_peak"]["median"] < 1
+
+
+@pytest.mark.parametrize("arm", ["trl_packed", "trl_sorted", "trl_default"])
+def test_trl_does_the_same_work(work: BenchWork, arm: str) -> None:
+    pytest.importorskip("trl")
+    courses = take_turns(["ours", arm], work, between=lambda: None, told=lambda name, turn: None)
+    assert courses[arm].first_loss == pytest.approx(courses["ours"].first_loss, abs=1e-3 if arm != "trl_default" else 1e-2)
+    assert courses[arm].last_loss < courses[arm].first_loss
+    assert len(courses[arm].turns) == SMALL.turns
+    if arm == "trl_packed":
+        assert courses[arm].last_loss == pytest.approx(courses["ours"].last_loss, abs=1e-3)
+
+
+def test_an_arm_that_fails_ends_the_others_and_says_why(work: BenchWork) -> None:
+    broken = dataclasses.replace(work, files=dataclasses.replace(work.files, folder=work.scratch / "nowhere"))
+    with pytest.raises(RunFailed, match="arm ours failed"):
+        take_turns(["ours"], broken, between=lambda: None, told=lambda name, turn: None)
+
+
+def course(first: float = 2.0, last: float = 1.5, rate: float = 100.0) -> Course:
+    turn = Turn(1, 100, 100 / rate)
+    return Course(first, turn, (turn, turn, turn), last, 1_000_000_000)
+
+
+def test_other_work_is_told() -> None:
+    assert bench_record.same_work({"ours": course(), "trainer": course()}, "float32") == []
+    [said] = bench_record.same_work({"ours": course(), "trainer": course(first=2.002)}, "float32")
+    assert said.startswith("trainer: loss before any step 2.0020")
+    assert bench_record.same_work({"ours": course(), "trainer": course(first=2.002)}, "bfloat16") == []
+    [said] = bench_record.same_work({"ours": course(), "trl_packed": course(last=1.53)}, "bfloat16")
+    assert "validation loss at the end" in said
+    assert bench_record.same_work({"ours": course(), "trl_default": course(last=1.9)}, "bfloat16") == []  # its own steps
+    assert bench_record.same_work({"ours": course(), "trainer": course(first=float("nan"))}, "float32")
+
+
+def test_compiling_counts_against_trl_at_its_best(work: BenchWork) -> None:
+    compiled = course(rate=200)
+    compiled.warmup = Turn(1, 100, 10.5)  # 0.5 s of steps, 10 s of compiling
+    courses = {"ours": course(rate=400), "trl_packed": course(rate=150), "trl_compiled": compiled}
+    assert bench_record.compile_seconds(compiled) == pytest.approx(10)
+    long = dataclasses.replace(work, recipe_tokens=200_000)  # 1,000 s of steps: 1 % of compiling
+    short = dataclasses.replace(work, recipe_tokens=2_000)  # 10 s of steps, 10 of compiling: half the speed
+    assert bench_record.best_trl(courses, long) == "trl_compiled" and bench_record.best_trl(courses, short) == "trl_packed"
+    assert bench_record.rate_with_compiling("trl_compiled", compiled, short) == pytest.approx(100)
+
+
+def row(prompt: int, completion: int, start: int = 0) -> Rendered:
+    return Rendered(f"{prompt}-{completion}-{start}", tuple(range(start, start + prompt)), tuple(range(completion)))
+
+
+def test_flops_by_hand() -> None:
+    step = (row(6, 2), row(6, 2, start=100))
+    # 16 tokens; a base of 10 x 20: 4 * 200; an adapter of rank 2: 6 * 2 * 30; a head of 10 x 50 on 4 labelled tokens: 4 * 500
+    expected = 16 * (4 * 200 + 6 * 60) + 4 * 4 * 500
+    assert matrix_peak.step_flops(step, [(10, 20)], (10, 50), 2, shared=False) == expected
+    assert matrix_peak.step_flops(step, [(10, 20)], (10, 50), 2, shared=True) == expected  # they begin with different tokens
+    alike = (row(6, 2), row(7, 1))  # six tokens in common, of which each row keeps one of its own
+    assert matrix_peak.step_flops(alike, [(10, 20)], (10, 50), 2, shared=True) == (16 - 5) * (4 * 200 + 6 * 60) + 3 * 4 * 500
+
+
+def test_the_best_rate_is_a_rate(work: BenchWork) -> None:
+    shapes, head = matrix_peak.linear_shapes(work)
+    assert head == (64, 328) and len(shapes) == 14 and shapes.count((64, 128)) == 4
+    assert 1e8 < matrix_peak.best_rate(shapes, 128, "float32", "cpu") < 1e14
+
+
+def test_steps_are_lists_of_rows_that_fit_a_pack_and_sorting_loses_none(work: BenchWork) -> None:
+    assert len(work.steps) == SMALL.steps and all(sum(row.length for row in step) <= 256 for step in work.steps)
+    again = sorted_steps(work.steps)
+    assert sorted(row.row_id for step in again for row in step) == sorted(row.row_id for row in work.rows)
+    spread = [max(row.length for row in step) - min(row.length for row in step) for step in again]
+    assert sum(spread) <= sum(max(row.length for row in step) - min(row.length for row in step) for step in work.steps)
+    packed = pack_of(work.steps[0])
+    assert len(packed["input_ids"]) == len(packed["labels"]) == sum(packed["seq_lengths"])
+    assert fixed_steps(work.recipe, work.rows, dataclasses.replace(SMALL, turns=40))  # more steps than an epoch has: rows repeat

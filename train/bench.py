@@ -1,0 +1,68 @@
+"""Time a training step of ours beside transformers.Trainer and TRL, on the same rows, steps, base and adapter.
+
+    python train/bench.py                                          # all arms, about 20 minutes on 2 cores
+    python train/bench.py recipes/smollm2-135m.yaml --arms ours trainer trl_packed --turns 3
+
+Arms take turns, each in a process of its own; more memory is needed than for one training (about 10 GB for the default).
+TRL is needed for its arms only: .venv/bin/pip install -e '.[bench]'. Writes bench.json and bench.svg.
+Exit codes: 0 done, 1 an arm failed or did other work than ours, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from nomoat.errors import NomoatError, RunFailed, run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+ARMS = ("ours", "trainer", "trl_default", "trl_packed", "trl_autocast", "trl_compiled", "trl_sorted")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "smollm2-135m.yaml", help="default: the default recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="who takes part (default: all); ours always does")
+    parser.add_argument("--turns", type=int, default=7, help="stretches that are timed (default: 7)")
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps in each stretch (default: 6)")
+    parser.add_argument("--warmup", type=int, default=6, help="steps before the first timed stretch (default: 6)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.svg (default: runs/bench)")
+    found = parser.parse_args()
+    for name in ("turns", "steps", "warmup"):
+        if getattr(found, name) < 1:
+            parser.error(f"--{name} must be at least 1, not {getattr(found, name)}")
+    return found
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from nomoat.recipe_file import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from nomoat.quiet import quieten
+
+    quieten()
+    from rich.console import Console
+
+    from nomoat import bench
+    from nomoat.bench_record import headlines, table_of
+    from nomoat.bench_work import Size
+
+    names = ["ours", *(name for name in ARMS[1:] if name in arguments.arms)]
+    if len(names) == 1:
+        raise NomoatError("--arms: name at least one arm besides ours, for example --arms trainer")
+    console = Console()
+    size = Size(arguments.turns, arguments.steps, arguments.warmup)
+    with tempfile.TemporaryDirectory() as scratch:
+        record = bench.run(recipe, ROOT, names, size, Path(scratch), console)
+    bench.write(record, arguments.out)
+    console.print(table_of(record), "", *headlines(record), f"\nwritten to {arguments.out / 'bench.json'}", sep="\n", highlight=False)
+    if record["not_the_same_work"]:
+        raise RunFailed("these arms did not do the same work:\n  " + "\n  ".join(record["not_the_same_work"]))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
