@@ -45,9 +45,9 @@ reference: $(READY)
 try: $(READY)
 	$(PY) eval/try.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(NOMOAT_PROMPT),--prompt="$$NOMOAT_PROMPT")
 
-.PHONY: bench  ## Time a training step beside transformers.Trainer and TRL (installs TRL); ARMS="trainer trl_packed" for some
-bench: $(VENV)/.bench
-	$(PY) train/bench.py $(RECIPE) $(SET) $(if $(ARMS),--arms $(ARMS))
+.PHONY: bench  ## Time a training step beside Trainer and TRL (installs TRL); with RUN=runs/..., its scoring beside generate
+bench: $(if $(RUN),$(READY),$(VENV)/.bench)
+	$(PY) $(if $(RUN),eval/speed.py $(RUN),train/bench.py $(RECIPE)) $(SET)
 
 $(VENV)/.bench: $(READY)
 	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[bench]'

@@ -30,7 +30,6 @@ def make_recipe(folder: Path) -> Recipe:
         base=Base(path=str(files.folder)),
         data={"rows": str(folder / "rows.jsonl")},
         train=train,
-        eval={"tiers": ["values"], "primary": "values"},
         hardware=hardware,
         precision="float32",
     )
@@ -57,15 +56,14 @@ def test_plain_trainer_does_the_same_work_and_the_record_says_how_fast_each_was(
     assert 0 < record["share_of_peak"]["median"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["trl_packed", "trl_sorted", "trl_default"])
 def test_trl_does_the_same_work(work: BenchWork, arm: str) -> None:
     pytest.importorskip("trl")
     courses = take_turns(["ours", arm], work, between=lambda: None, told=lambda name, turn: None)
     assert courses[arm].first_loss == pytest.approx(courses["ours"].first_loss, abs=1e-3 if arm != "trl_default" else 1e-2)
-    assert courses[arm].last_loss < courses[arm].first_loss
+    assert courses[arm].last_loss == pytest.approx(courses["ours"].last_loss, abs=1e-3 if arm == "trl_packed" else 0.05)
     assert len(courses[arm].turns) == SMALL.turns
-    if arm == "trl_packed":
-        assert courses[arm].last_loss == pytest.approx(courses["ours"].last_loss, abs=1e-3)
 
 
 def test_an_arm_that_fails_ends_the_others_and_says_why(work: BenchWork) -> None:

@@ -59,9 +59,12 @@ def smallest(line: str, runs: list[Path]) -> str:
     """The same line on a run of ours and with the tiny recipe's own settings."""
     line = re.sub(r"RUNS=\"[^\"]*\"", f'RUNS="{runs[0]} {runs[1]}"', line)
     line = re.sub(r"RUN=\S+", f"RUN={runs[0]}", line)
+    folder = runs[0].parent.parent
+    if line.startswith("make bench"):
+        few = "--rows 4" if "RUN=" in line else "--turns 1 --steps 1 --warmup 1 --arms trainer trl_packed"
+        return f'{line} RECIPE={folder}/tiny.yaml SET="{few} --out {folder}/bench"'
     if not line.startswith("make train"):
         return line
-    folder = runs[0].parent.parent
     stated = re.search(r"SET=\"([^\"]*)\"", line)
     settings = f"{stated[1] if stated else ''} --runs-dir={folder}/more"
     return f'make train RECIPE={folder}/tiny.yaml SET="{settings}"'

@@ -211,6 +211,21 @@ def test_a_finished_run_can_be_checked_and_answered_again(finished: tuple[Path, 
     assert hashes(run_dir) == before
 
 
+def test_scoring_gives_the_answers_of_generate(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    run_dir = only_run(folder)
+    done = run(folder, "eval/speed.py", str(run_dir), "--out", str(folder / "bench"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "bench" / "scoring.json").read_text())
+    rows = len(list(read_lines(run_dir / "eval" / "adapter.jsonl")))
+    assert set(found["arms"]) == {"base", "few_shot", "adapter"} and found["arms"]["adapter"]["rows"] == rows
+    assert found["identical"] == 1 - sum(len(arm["differences"]) for arm in found["arms"].values()) / found["rows"]
+    assert found["identical"] > 0.9  # random weights: many calls are close
+    assert found["ratio"] == pytest.approx(
+        sum(arm["generate_seconds"] for arm in found["arms"].values()) / sum(arm["seconds"] for arm in found["arms"].values())
+    )
+
+
 def test_runs_compare_with_themselves_and_an_edited_score_is_refused(finished: tuple[Path, str], workplace: Path) -> None:
     shutil.copytree(finished[0] / "runs", workplace / "runs")
     first = only_run(workplace)

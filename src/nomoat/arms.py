@@ -11,6 +11,7 @@ from nomoat.conversation import Conversation
 from nomoat.files import write_json, write_lines
 from nomoat.generation import bits_per_byte
 from nomoat.ledger import Ledger
+from nomoat.packed_linear import pack_linears
 from nomoat.preparing import Prepared
 from nomoat.progress import Bar
 from nomoat.runs import Run
@@ -40,7 +41,8 @@ class Arms:
             self.adapted = adapters.load_adapter(base, self.run.path / "adapter")
             with self.adapted.disable_adapter():
                 same = torch.equal(before, gate.probe_logits(self.adapted, self.probe))
-            self.base = self.adapted if same else self._load_base()
+            pack_linears(self.adapted)
+            self.base = self.adapted if same else pack_linears(self._load_base())
         self.run.record(arms_from_one_load=same)
 
     def _load_base(self) -> Any:

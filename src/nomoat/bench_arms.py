@@ -210,8 +210,9 @@ class _CountedCollator:
 
 
 def _dataset(examples: Sequence[dict[str, Any]]) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
+    disable_progress_bars()
     return Dataset.from_list(list(examples))
 
 

@@ -57,7 +57,7 @@ def build_record(courses: Mapping[str, Course], work: BenchWork, peaks: Sequence
         "arms": {name: course.record() for name, course in courses.items()},
         "compile_seconds": {name: compile_seconds(course) for name, course in courses.items() if name == "trl_compiled"},
         "trl_best": best,
-        "ratios": {peer: _ratios(courses, name, work) for peer, name in peers.items() if name in courses},
+        "ratios": {peer: _ratios(courses, name, work) for peer, name in peers.items() if name is not None and name in courses},
         "peak_flops_per_second": statistics.median(peaks),
         "share_of_peak": shares["rows"],
         "share_of_peak_shared_once": shares["computed"],

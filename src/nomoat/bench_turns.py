@@ -42,7 +42,8 @@ class Course:
 
     def record(self) -> dict[str, Any]:
         """For bench.json."""
-        return {**asdict(self), "tokens_per_second": [turn.tokens_per_second for turn in self.turns]}
+        rates = [turn.tokens_per_second for turn in self.turns]
+        return {**asdict(self), "turns": [asdict(turn) for turn in self.turns], "tokens_per_second": rates}
 
 
 class Runner:
@@ -118,10 +119,13 @@ def build_arm_here(name: str, work: BenchWork) -> Arm:
 
 
 def _run(arm: Arm, work: BenchWork, pipe: Connection) -> None:
+    from transformers import PrinterCallback
+
     from nomoat.meters import MemoryMeter
 
     pipe.send(("first_loss", arm.mean_loss(work.probe)))
     arm.trainer.add_callback(_turn_taker(arm, pipe))
+    arm.trainer.remove_callback(PrinterCallback)
     arm.trainer.train()
     pipe.recv()  # "finish"
     last = arm.mean_loss(work.validation)

@@ -70,12 +70,12 @@ def score_arm(
     arm: Arm, model: Any, conversation: Conversation, settings: Eval, *, on_rows: Callable[[int], None] = lambda _: None
 ) -> list[dict[str, Any]]:
     """One record a row (see `_record`), in the order of the arm's rows. `on_rows` hears how many rows were finished."""
-    questions = [_question(row, arm, conversation) for row in arm.rows]
+    questions = [question_of(row, arm, conversation) for row in arm.rows]
     records: list[dict[str, Any] | None] = [None] * len(questions)
     generator = Generator(model, conversation, max_new_tokens=settings.max_new_tokens)
     off = nullcontext() if arm.adapter or not hasattr(model, "disable_adapter") else model.disable_adapter()
     with off:
-        for batch in _batches(questions, arm, settings):
+        for batch in batches_of(questions, arm, settings):
             answers, likelihoods = generator.answer([questions[number] for number in batch])
             for number, answer, likelihood in zip(batch, answers, likelihoods, strict=True):
                 text = conversation.decode(list(answer.ids))
@@ -84,12 +84,13 @@ def score_arm(
     return [record for record in records if record is not None]
 
 
-def _question(row: Row, arm: Arm, conversation: Conversation) -> Question:
+def question_of(row: Row, arm: Arm, conversation: Conversation) -> Question:
+    """What the arm asks for a row, as tokens."""
     messages = conversation.messages(row, arm.examples.get(row.family, ()))
     return Question(row.id, conversation.prompt_ids(messages), conversation.completion_ids(row.completion))
 
 
-def _batches(questions: Sequence[Question], arm: Arm, settings: Eval) -> Iterator[list[int]]:
+def batches_of(questions: Sequence[Question], arm: Arm, settings: Eval) -> Iterator[list[int]]:
     """Batches by family for few_shot, whose examples are then computed once a batch; else over all rows."""
     families = list(dict.fromkeys(row.family for row in arm.rows)) if arm.examples else [None]
     for family in families:
@@ -135,7 +136,12 @@ def decoding_of(settings: Eval, dtype: str, device: str) -> dict[str, Any]:
 
 def arm_key(arm: Arm, files: BaseFiles, conversation: Conversation, decoding: dict[str, Any], threads: int, device_name: str) -> str:
     """Two equal keys promise equal answers, so that an untouched base is scored once a machine."""
-    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    import torch
+
+    from nomoat.packed_linear import can_pack
+
+    packed = decoding.get("dtype") == "float32" and can_pack(torch.float32, decoding["device"])
+    versions = {**{name: version(name) for name in ("torch", "transformers", "tokenizers")}, "packed": packed}
     rows = [row.record() for row in arm.rows]
     shown = {family: [row.record() for row in examples] for family, examples in arm.examples.items()}
     return sha256_of(

@@ -16,6 +16,8 @@ from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from nomoat.packed_linear import PackedLinear
+
 
 class _FusedLora(torch.autograd.Function):
     """x W^T + bias + scaling * x A^T B^T for x (..., inputs), W (outputs, inputs), A (rank, inputs), B (outputs, rank)."""
@@ -48,8 +50,13 @@ class FusedLinear(Linear):
         if args or kwargs or not self._plain(x):
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
-        base = self.get_base_layer()
-        return _FusedLora.apply(x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        base, a, b, scaling = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        if torch.is_grad_enabled():
+            return _FusedLora.apply(x, base.weight, base.bias, a, b, scaling)
+        out = base(x)
+        low = x.reshape(-1, x.shape[-1]) @ a.to(x.dtype).T
+        out.view(-1, out.shape[-1]).addmm_(low, (b * scaling).to(x.dtype).T)
+        return out
 
     def _plain(self, x: Any) -> bool:
         names = self.active_adapters
@@ -57,7 +64,9 @@ class FusedLinear(Linear):
             return False
         dropout, b = self.lora_dropout[names[0]], self.lora_B[names[0]]
         quiet = isinstance(dropout, torch.nn.Identity) or not self.training
-        return quiet and b.bias is None and x.dtype == self.get_base_layer().weight.dtype and x.is_floating_point()
+        base = self.get_base_layer()
+        same = x.dtype == (torch.float32 if isinstance(base, PackedLinear) else base.weight.dtype)
+        return quiet and b.bias is None and same and x.is_floating_point()
 
 
 def use_fused_lora(config: LoraConfig, model: Any) -> LoraConfig:

@@ -119,18 +119,22 @@ class Generator:
             targets[number, : len(question.reference)] = torch.tensor(question.reference)
         targets = targets.to(mask.device)
         real = torch.arange(longest, device=mask.device)[None, :] < lengths[:, None]
-        every = logits[:, None]
+        later = None
         if longest > 1:
             later = self._forward(targets[:, :-1], torch.cat([mask, real[:, :-1].long()], dim=1), cache)
-            every = torch.cat([every, later], dim=1)
         total = torch.zeros(len(batch), device=mask.device)
+        said = torch.zeros_like(real)
         for step in range(longest):  # position by position: a float32 copy of all logits would be gigabytes
-            picked = every[:, step].float().log_softmax(-1).gather(1, targets[:, step : step + 1])[:, 0]
+            here = logits if step == 0 else later[:, step - 1]
+            picked = here.float().log_softmax(-1).gather(1, targets[:, step : step + 1])[:, 0]
             total += torch.where(real[:, step], picked, 0.0)
-        said = (every.argmax(-1) == targets) & (torch.arange(longest, device=mask.device) < (lengths - 1)[:, None])
-        count = said.long().cumprod(dim=1).sum(dim=1).clamp(max=self.max_new_tokens)  # the last token, a stop, is never part of it
+            said[:, step] = (here.argmax(-1) == targets[:, step]) & (step < lengths - 1)  # the last token, a stop, is never part of it
+        count = said.long().cumprod(dim=1).sum(dim=1).clamp(max=self.max_new_tokens)
         agreed = [question.reference[:kept] for question, kept in zip(batch, count.tolist(), strict=True)]
-        return total.tolist(), agreed, every[torch.arange(len(batch), device=mask.device), count]
+        if later is not None:
+            after = later[torch.arange(len(batch), device=mask.device), (count - 1).clamp(min=0)]
+            logits = torch.where((count == 0)[:, None], logits, after)
+        return total.tolist(), agreed, logits
 
     def _decode(self, cache: Any, mask: Any, logits: Any, begun: Sequence[Ids], on_token: Callable[[int], None] | None) -> list[Answer]:
         import torch

@@ -100,7 +100,7 @@ def cost_sentence(report: Report) -> str:
     """What the run took: time in all and in training, speed, memory, money, adapter size."""
     cost, adapter = report.cost, report.adapter
     device = report.provenance.get("device") or {}
-    money = wording.money(cost.usd) if cost.usd is not None else f"no figure in dollars ({cost.usd_reason})"
+    money = wording.money(cost.usd) if cost.usd is not None else f"no figure in dollars ({(cost.usd_reason or '').partition(':')[0]})"
     return (
         f"{wording.duration(cost.seconds)} in all, {wording.duration(cost.seconds_by_phase.get('train'))} of it training "
         f"({wording.counted(cost.tokens_seen)} tokens, {wording.counted(cost.tokens_per_second)} a second), on {device.get('name')} "

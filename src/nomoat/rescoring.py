@@ -15,6 +15,7 @@ from nomoat import adapters, bases, devices, evaluation, provenance
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines
+from nomoat.packed_linear import pack_linears
 from nomoat.progress import Bar
 from nomoat.report import read_report, verify_files
 from nomoat.report_schema import Report
@@ -54,7 +55,8 @@ def score_again(run_dir: Path, console: Console) -> Again:
         raise NomoatError(
             f"{run_dir}: the base is not the one the run was made with ({files.name}); its adapter belongs to {then['base']['name']}"
         )
-    model = adapters.load_adapter(bases.load_model(files, precision=then["scoring_dtype"], device=device.kind), run_dir / "adapter")
+    base = bases.load_model(files, precision=then["scoring_dtype"], device=device.kind)
+    model = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
     rows = evaluation.choose_heldout(load_heldout(run_dir / "heldout.jsonl"), recipe.eval)
     arm = evaluation.Arm("adapter", rows, {}, True)
     with Bar("scoring adapter", len(rows), console) as bar:

@@ -48,12 +48,13 @@ class Pair:
 def load_pair(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Pair:
     """The run's base and adapter in the precision of scoring."""
     from nomoat import adapters, bases, devices
+    from nomoat.packed_linear import pack_linears
 
     recipe = run_recipe(run_dir)
     place = devices.choose_device(recipe.hardware.model_copy(update={"device": device}))
     precision = devices.scoring_precision(devices.training_precision(recipe, place), place)
     files = bases.fetch_base(recipe.base)
-    model = adapters.load_adapter(bases.load_model(files, precision=precision, device=place.kind), run_dir / "adapter")
+    model = pack_linears(adapters.load_adapter(bases.load_model(files, precision=precision, device=place.kind), run_dir / "adapter"))
     conversation = Conversation(bases.load_tokenizer(files))
     return Pair(model, conversation, max_new_tokens or recipe.eval.max_new_tokens, common_system(run_dir))
 

@@ -1,0 +1,154 @@
+"""Our scoring loop beside `model.generate` in batches of eight: the same answers, in how much less time?
+
+Both take turns, some rows of one and some rows of the other, in one process and in the precision of scoring. `generate` gets what
+one would give it: the rows in their order, eight at a time, padded on the left, greedy. Ours does more on the way: it also
+measures the likelihood of every reference. Where two answers differ, the model itself is asked how close a call it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat import adapters, bases, devices, evaluation
+from nomoat.conversation import Conversation
+from nomoat.errors import NomoatError
+from nomoat.generation import Answer, Generator, Question
+from nomoat.packed_linear import pack_linears
+from nomoat.preparing import load_rows
+from nomoat.rows import load_heldout
+from nomoat.trying import run_recipe
+
+EIGHT = 8
+TIE = 1e-3  # difference of the two largest logits below which either token may come first
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row answered differently: where the answers part (tokens), and how far apart the two largest logits are there."""
+
+    row: str
+    token: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Both ways on the rows of one arm; `tokens` are those of our answers, stop tokens included."""
+
+    arm: str
+    rows: int
+    tokens: int
+    seconds: float
+    generate_seconds: float
+    turns: tuple[tuple[float, float], ...]  # seconds of ours and of generate, a turn
+    differences: tuple[Difference, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast ours is."""
+        return self.generate_seconds / self.seconds
+
+    def record(self) -> dict[str, Any]:
+        """For scoring.json."""
+        return {**asdict(self), "ratio": self.ratio, "ties": sum(one.gap < TIE for one in self.differences)}
+
+
+class ScoringBench:
+    """A finished run's base and adapter, once as scoring loads them and once as peft does."""
+
+    def __init__(self, run_dir: Path, root: Path) -> None:
+        self.recipe = run_recipe(run_dir)
+        self.device = devices.choose_device(self.recipe.hardware)
+        self.precision = devices.scoring_precision(devices.training_precision(self.recipe, self.device), self.device)
+        files = bases.fetch_base(self.recipe.base)
+        self.conversation = Conversation(bases.load_tokenizer(files))
+        self.ours = pack_linears(adapters.load_adapter(self._base(files), run_dir / "adapter"))
+        self.stock = self._as_peft_loads(files, run_dir / "adapter")
+        heldout = evaluation.choose_heldout(load_heldout(run_dir / "heldout.jsonl"), self.recipe.eval)
+        self.arms = evaluation.make_arms(self.recipe.eval.arms, heldout, load_rows(self.recipe, root).examples)
+
+    def _base(self, files: bases.BaseFiles) -> Any:
+        return bases.load_model(files, precision=self.precision, device=self.device.kind)
+
+    def _as_peft_loads(self, files: bases.BaseFiles, folder: Path) -> Any:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(self._base(files), folder).eval()
+
+    def time_arm(self, arm: evaluation.Arm, *, rows: int | None = None, told: Callable[[int], None] = lambda _: None) -> Timed:
+        """Answer an arm's rows (the first `rows`) both ways, a batch of ours and as many rows of generate's in turn."""
+        from contextlib import nullcontext
+
+        chosen = arm.rows if rows is None else arm.rows[:rows]
+        few = evaluation.Arm(arm.name, chosen, arm.examples, arm.adapter)
+        questions = [evaluation.question_of(row, few, self.conversation) for row in chosen]
+        generator = Generator(self.ours, self.conversation, max_new_tokens=self.recipe.eval.max_new_tokens)
+        ours: dict[int, Answer] = {}
+        theirs: list[tuple[int, ...]] = []
+        turns = []
+        with nullcontext() if arm.adapter else self.ours.disable_adapter(), nullcontext() if arm.adapter else self.stock.disable_adapter():
+            for batch in evaluation.batches_of(questions, few, self.recipe.eval):
+                began = time.perf_counter()
+                answers, _ = generator.answer([questions[number] for number in batch])
+                ours.update(zip(batch, answers, strict=True))
+                middle = time.perf_counter()
+                for start in range(len(theirs), min(len(theirs) + len(batch), len(questions)), EIGHT):
+                    theirs += self._generate(questions[start : start + EIGHT])
+                turns.append((middle - began, time.perf_counter() - middle))
+                told(len(batch))
+            differences = tuple(
+                self._difference(questions[number], ours[number].ids, theirs[number])
+                for number in range(len(questions))
+                if ours[number].ids != theirs[number]
+            )
+        tokens = sum(len(answer.ids) + answer.stopped for answer in ours.values())
+        mine, other = (sum(seconds) for seconds in zip(*turns, strict=True))
+        return Timed(arm.name, len(questions), tokens, mine, other, tuple(turns), differences)
+
+    def _generate(self, questions: Sequence[Question]) -> list[tuple[int, ...]]:
+        """What `generate` writes, without stop token and padding."""
+        import torch
+
+        longest = max(len(question.prompt) for question in questions)
+        pad = self.conversation.pad_id
+        device = self.stock.device
+        ids = torch.tensor([[pad] * (longest - len(one.prompt)) + list(one.prompt) for one in questions], device=device)
+        mask = torch.tensor([[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for one in questions], device=device)
+        limit, stops = self.recipe.eval.max_new_tokens, sorted(self.conversation.stop_ids)
+        out = self.stock.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad
+        )
+        return [self._cut(row) for row in out[:, longest:].tolist()]
+
+    def _cut(self, ids: list[int]) -> tuple[int, ...]:
+        end = next((place for place, token in enumerate(ids) if token in self.conversation.stop_ids), len(ids))
+        return tuple(ids[:end])
+
+    def _difference(self, question: Question, ours: Sequence[int], theirs: Sequence[int]) -> Difference:
+        """Where two answers part, and how close a call that was for the model: asked alone, without a cache."""
+        import torch
+
+        at = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        ids = torch.tensor([[*question.prompt, *ours[:at]]], device=self.stock.device)
+        with torch.inference_mode():
+            logits = self.stock(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        first, second = logits.topk(2).values.tolist()
+        return Difference(question.key, at, first - second)
+
+
+def summary(timed: Sequence[Timed]) -> dict[str, Any]:
+    """All arms together; NomoatError for none."""
+    if not timed:
+        raise NomoatError("no arm was timed")
+    rows, differences = sum(one.rows for one in timed), [d for one in timed for d in one.differences]
+    return {
+        "arms": {one.arm: one.record() for one in timed},
+        "ratio": sum(one.generate_seconds for one in timed) / sum(one.seconds for one in timed),
+        "rows": rows,
+        "identical": (rows - len(differences)) / rows,
+        "largest_gap": max((one.gap for one in differences), default=0.0),
+    }
