@@ -95,7 +95,7 @@ def leaks_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_script_passes_the_shipped_set():
     done = leaks_script("desk")
     assert done.returncode == 0 and done.stderr == ""
-    assert "desk: 426 held-out rows against 5,376 training" in done.stdout and done.stdout.count("     0\n") == 3
+    assert "desk: 426 held-out rows against 9,600 training" in done.stdout and done.stdout.count("     0\n") == 3
 
 
 def test_the_script_fails_two_files_that_share_a_prompt_and_names_the_rows(tmp_path):

@@ -28,8 +28,8 @@ PHRASINGS = 110  # a trained family: many phrasings with few rows each, because 
 HELDOUT_PHRASINGS, VALIDATION_PHRASINGS = 10, 4  # of them; the other 96 are for training
 # Training rows of each phrasing in the family's file, and of each in the folder `more`. Rows go where validation shows the work is;
 # no two are alike, so that one epoch is enough.
-TRAIN_ROWS = {"edit": (12, 4), "persona": (4, 0), "route": (3, 2), "shape": (6, 3), "sql": (4, 2)}
-TRAIN_ROWS_ELSE = (5, 3)
+TRAIN_ROWS = {"edit": (20, 8), "persona": (6, 0), "route": (5, 4), "shape": (10, 6), "sql": (7, 4)}
+TRAIN_ROWS_ELSE = (9, 6)
 PHRASING_ROWS = 3  # a held-out phrasing; also of the family that is held out whole
 VALUES_ROWS = 24  # a family, each of another training phrasing
 VALIDATION_VALUES_ROWS = 10
