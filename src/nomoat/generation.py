@@ -119,7 +119,7 @@ class Generator:
             targets[number, : len(question.reference)] = torch.tensor(question.reference)
         targets = targets.to(mask.device)
         real = torch.arange(longest, device=mask.device)[None, :] < lengths[:, None]
-        later = None
+        later: Any = None  # logits at the references' tokens
         if longest > 1:
             later = self._forward(targets[:, :-1], torch.cat([mask, real[:, :-1].long()], dim=1), cache)
         total = torch.zeros(len(batch), device=mask.device)
