@@ -17,7 +17,7 @@ from pathlib import Path
 from nomoat.errors import NomoatError, RunFailed, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = ("ours", "trainer", "trl_default", "trl_packed", "trl_autocast", "trl_compiled", "trl_sorted")
+ARMS = ("ours", "trainer", "trl_default", "trl_packed", "trl_autocast", "trl_compiled", "trl_padded", "trl_sorted")
 
 
 def parse_arguments() -> argparse.Namespace:

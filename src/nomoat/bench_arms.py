@@ -1,4 +1,4 @@
-"""The arms of the benchmark: our trainer, transformers.Trainer as one writes it by hand, and TRL's SFTTrainer in five settings.
+"""The arms of the benchmark: our trainer, transformers.Trainer as one writes it by hand, and TRL's SFTTrainer in six settings.
 
 Each arm trains the same LoRA adapter on the same base with AdamW at a constant learning rate, and tells the loss of given rows by
 its own collator and its own loss function, so that a difference in the work shows.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nomoat.bench_work import BenchWork, Step, example_of, pack_of, sorted_steps
+from nomoat.bench_work import BenchWork, Step, example_of, pack_of, sorted_halves
 from nomoat.conversation import Rendered
 from nomoat.packing import IGNORED, Plan
 
@@ -74,9 +74,9 @@ def _constant(recipe: Any) -> Any:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"schedule": "constant", "warmup": 0.0})})
 
 
-def _fixed(work: BenchWork, trainer: Any, mean_loss: Callable[[Sequence[Rendered]], float], steps: Sequence[Step] | None = None) -> Arm:
-    """An arm on the work's own steps, or on `steps` of the same number."""
-    tokens = [sum(row.length for row in step) for step in steps or work.steps]
+def _fixed(work: BenchWork, trainer: Any, mean_loss: Callable[[Sequence[Rendered]], float]) -> Arm:
+    """An arm on the work's own steps."""
+    tokens = [sum(row.length for row in step) for step in work.steps]
     return Arm(trainer, mean_loss, work.size.steps_per_turn, work.size.warmup_steps, tokens)
 
 
@@ -236,12 +236,22 @@ def _trl_packed(work: BenchWork, **settings: Any) -> Arm:
     return _fixed(work, trainer, _loss_teller(trainer, lambda rows: trainer.data_collator([pack_of(tuple(rows))])))
 
 
+def _trl_padded(work: BenchWork) -> Arm:
+    return _trl_rows(work, work.steps, batches_a_step=1)
+
+
 def _trl_sorted(work: BenchWork) -> Arm:
-    steps = sorted_steps(work.steps)
+    """Each step in two batches, the long rows and the short ones, by gradient accumulation; whole where a step has one row."""
+    if min(map(len, work.steps)) < 2:
+        return _trl_padded(work)
+    return _trl_rows(work, [half for step in work.steps for half in sorted_halves(step)], batches_a_step=2)
+
+
+def _trl_rows(work: BenchWork, batches: Sequence[Step], *, batches_a_step: int) -> Arm:
     collate = _PaddedSteps(work.pad_id)
-    examples = [{"rows": [example_of(row) for row in step]} for step in steps]
-    trainer = _trl(work, examples, collate, remove_unused_columns=False)
-    return _fixed(work, trainer, _loss_teller(trainer, lambda rows: collate([{"rows": [example_of(row) for row in rows]}])), steps)
+    examples = [{"rows": [example_of(row) for row in batch]} for batch in batches]
+    trainer = _trl(work, examples, collate, remove_unused_columns=False, gradient_accumulation_steps=batches_a_step)
+    return _fixed(work, trainer, _loss_teller(trainer, lambda rows: collate([{"rows": [example_of(row) for row in rows]}])))
 
 
 ARMS: dict[str, Callable[[BenchWork], Arm]] = {
@@ -251,6 +261,7 @@ ARMS: dict[str, Callable[[BenchWork], Arm]] = {
     "trl_packed": _trl_packed,
     "trl_autocast": lambda work: _trl_packed(work, bf16=True),
     "trl_compiled": lambda work: _trl_packed(work, torch_compile=True),
+    "trl_padded": _trl_padded,
     "trl_sorted": _trl_sorted,
 }
 WORDS = {
@@ -260,7 +271,8 @@ WORDS = {
     "trl_packed": "TRL, packed",
     "trl_autocast": "TRL, packed, autocast",
     "trl_compiled": "TRL, packed, compiled",
-    "trl_sorted": "TRL, padded, sorted by length",
+    "trl_padded": "TRL, padded",
+    "trl_sorted": "TRL, padded, sorted by length, two batches a step",
 }
-TRL_BEST = ("trl_packed", "trl_autocast", "trl_compiled", "trl_sorted")
-OWN_STEPS = ("trl_default", "trl_sorted")  # arms whose steps hold other rows than ours, out of the same set
+TRL_BEST = ("trl_packed", "trl_autocast", "trl_compiled", "trl_padded", "trl_sorted")
+OWN_STEPS = ("trl_default",)  # arms whose steps hold other rows than ours, out of the same set

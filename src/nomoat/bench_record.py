@@ -25,7 +25,7 @@ def same_work(courses: Mapping[str, Course], precision: str) -> list[str]:
     for name, course in courses.items():
         if not abs(course.first_loss - ours.first_loss) <= tolerance:
             found.append(f"{name}: loss before any step {course.first_loss:.4f}, ours {ours.first_loss:.4f}, allowed {tolerance:g} apart")
-        if name != "trl_default" and not abs(course.last_loss - ours.last_loss) <= LAST_LOSS_TOLERANCE:
+        if name not in OWN_STEPS and not abs(course.last_loss - ours.last_loss) <= LAST_LOSS_TOLERANCE:
             ends = f"validation loss at the end {course.last_loss:.3f}, ours {ours.last_loss:.3f}"
             found.append(f"{name}: {ends}, allowed {LAST_LOSS_TOLERANCE} apart")
     return found
@@ -94,14 +94,11 @@ def best_trl(courses: Mapping[str, Course], work: BenchWork) -> str | None:
 def _ratios(courses: Mapping[str, Course], peer: str, work: BenchWork) -> dict[str, Any]:
     ours, theirs = courses["ours"], courses[peer]
     slowed = rate_with_compiling(peer, theirs, work) / rate_of(theirs)
-    pairs = zip(ours.turns, theirs.turns, strict=True)
-    speed = [mine.tokens_per_second / (other.tokens_per_second * slowed) for mine, other in pairs]
+    pairs = list(zip(ours.turns, theirs.turns, strict=True))
     return {
         "arm": peer,
-        "tokens_per_second": _spread(speed),
-        "peak_memory": ours.peak_resident_bytes / theirs.peak_resident_bytes
-        if not ours.peak_device_bytes or not theirs.peak_device_bytes
-        else ours.peak_device_bytes / theirs.peak_device_bytes,
+        "tokens_per_second": _spread([mine.tokens_per_second / (other.tokens_per_second * slowed) for mine, other in pairs]),
+        "peak_memory": _spread([mine.peak_bytes / other.peak_bytes for mine, other in pairs]),
     }
 
 
@@ -118,13 +115,12 @@ def table_of(record: Mapping[str, Any]) -> Table:
     mine = statistics.median(record["arms"]["ours"]["tokens_per_second"])
     for name, arm in record["arms"].items():
         rates = arm["tokens_per_second"]
-        memory = arm["peak_device_bytes"] or arm["peak_resident_bytes"]
         note = f" (after {record['compile_seconds'][name]:.0f} s of compiling)" if name in record["compile_seconds"] else ""
         table.add_row(
             WORDS[name] + note,
             f"{statistics.median(rates):.0f}",
             f"{min(rates):.0f} to {max(rates):.0f}",
-            f"{memory / 1e9:.2f} GB",
+            f"{arm['peak_bytes'] / 1e9:.2f} GB",
             f"{arm['first_loss']:.4f}",
             f"{arm['last_loss']:.3f}" + ("*" if name in OWN_STEPS else ""),
             "" if name == "ours" else f"{mine / statistics.median(rates):.2f} x as fast",
@@ -141,7 +137,7 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
         speed = ratio["tokens_per_second"]
         lines.append(
             f"{speed['median']:.2f} x {titles[peer]} ({WORDS[ratio['arm']]}) in tokens/s, {speed['lowest']:.2f} to {speed['highest']:.2f} "
-            f"turn by turn; {ratio['peak_memory']:.2f} x its peak memory"
+            f"turn by turn; {ratio['peak_memory']['median']:.2f} x its peak memory"
         )
     share, once = record["share_of_peak"], record["share_of_peak_shared_once"]
     lines.append(

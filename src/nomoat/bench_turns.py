@@ -17,11 +17,12 @@ from nomoat.errors import NomoatError, RunFailed
 
 @dataclass(frozen=True)
 class Turn:
-    """One stretch of steps of one arm: tokens of rows, padding not counted, and wall seconds."""
+    """One stretch of steps of one arm: tokens of rows, padding not counted, wall seconds, and peak memory (the device's, or resident)."""
 
     steps: int
     tokens: int
     seconds: float
+    peak_bytes: int
 
     @property
     def tokens_per_second(self) -> float:
@@ -37,13 +38,20 @@ class Course:
     warmup: Turn | None = None
     turns: tuple[Turn, ...] = ()
     last_loss: float = float("nan")
-    peak_resident_bytes: int = 0
-    peak_device_bytes: int | None = None
 
     def record(self) -> dict[str, Any]:
         """For bench.json."""
-        rates = [turn.tokens_per_second for turn in self.turns]
-        return {**asdict(self), "turns": [asdict(turn) for turn in self.turns], "tokens_per_second": rates}
+        return {
+            **asdict(self),
+            "turns": list(map(asdict, self.turns)),
+            "tokens_per_second": [turn.tokens_per_second for turn in self.turns],
+            "peak_bytes": self.peak_bytes,
+        }
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory of any turn; loading is not in it."""
+        return max((turn.peak_bytes for turn in self.turns), default=0)
 
 
 class Runner:
@@ -73,9 +81,9 @@ class Runner:
         return found
 
     def finish(self) -> Course:
-        """The loss after the last step and the peaks; the process ends."""
+        """The loss after the last step; the process ends."""
         self._pipe.send("finish")
-        self.course.last_loss, self.course.peak_resident_bytes, self.course.peak_device_bytes = self._hear()
+        self.course.last_loss = self._hear()
         self._process.join()
         return self.course
 
@@ -121,16 +129,12 @@ def build_arm_here(name: str, work: BenchWork) -> Arm:
 def _run(arm: Arm, work: BenchWork, pipe: Connection) -> None:
     from transformers import PrinterCallback
 
-    from nomoat.meters import MemoryMeter
-
     pipe.send(("first_loss", arm.mean_loss(work.probe)))
     arm.trainer.add_callback(_turn_taker(arm, pipe))
     arm.trainer.remove_callback(PrinterCallback)
     arm.trainer.train()
     pipe.recv()  # "finish"
-    last = arm.mean_loss(work.validation)
-    memory = MemoryMeter()
-    pipe.send(("finish", (last, memory.peak_resident_bytes(), memory.peak_device_bytes())))
+    pipe.send(("finish", arm.mean_loss(work.validation)))
 
 
 def _turn_taker(arm: Arm, pipe: Connection) -> Any:
@@ -140,6 +144,10 @@ def _turn_taker(arm: Arm, pipe: Connection) -> Any:
     """
     from transformers import TrainerCallback
 
+    from nomoat.meters import MemoryMeter
+
+    memory = MemoryMeter()
+
     class TakeTurns(TrainerCallback):
         def __init__(self) -> None:
             self.left, self.done, self.began = 0, 0, 0.0
@@ -148,6 +156,7 @@ def _turn_taker(arm: Arm, pipe: Connection) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.left == 0:
                 pipe.recv()  # "go"
+                memory.start()
                 self.left, self.began = self.size, time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -156,7 +165,8 @@ def _turn_taker(arm: Arm, pipe: Connection) -> Any:
             if self.left == 0:
                 seconds = time.perf_counter() - self.began
                 tokens = sum(arm.tokens[self.done : self.done + self.size])
-                pipe.send(("turn", (self.size, tokens, seconds)))
+                peak = memory.peak_device_bytes() or memory.peak_resident_bytes()
+                pipe.send(("turn", (self.size, tokens, seconds, peak)))
                 self.done += self.size
                 self.size = arm.steps_per_turn
 

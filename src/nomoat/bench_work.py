@@ -73,17 +73,14 @@ def fixed_steps(recipe: Recipe, rows: Sequence[Rendered], size: Size) -> tuple[S
     return tuple(tuple(rows[number] for numbers in step for number in numbers) for step in chosen)
 
 
-def sorted_steps(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same rows sorted by length and cut into steps of as many rows, so that padding to the longest costs next to nothing.
+def sorted_halves(step: Step) -> tuple[Step, Step]:
+    """A step's long rows and its short ones (none, where it has one row), so that padding each half to its longest costs little.
 
-    The steps are then taken in an order that mixes lengths (a fixed stride), as a length-grouped sampler would.
+    Sorting across steps would cost less still, but then a step would hold other rows, and other work would be timed.
     """
-    import random
-
-    rows = iter(sorted((row for step in steps for row in step), key=lambda row: row.length))
-    cut = [tuple(next(rows) for _ in step) for step in steps]
-    random.Random("nomoat-bench").shuffle(cut)
-    return tuple(cut)
+    rows = sorted(step, key=lambda row: -row.length)
+    middle = (len(rows) + 1) // 2
+    return tuple(rows[:middle]), tuple(rows[middle:])
 
 
 def labels_of(row: Rendered) -> list[int]:

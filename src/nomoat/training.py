@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -21,6 +20,7 @@ from nomoat.adapters import save_adapter
 from nomoat.bases import BaseFiles
 from nomoat.conversation import Rendered
 from nomoat.errors import RunFailed
+from nomoat.losses import summed_cross_entropy
 from nomoat.packing import IGNORED, Plan, packed_batch, padded_batch
 from nomoat.recipe import Recipe
 from nomoat.row_attention import layout_for
@@ -53,7 +53,7 @@ def summed_loss(model: Any, batch: dict[str, Any]) -> Any:
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
     logits = model(**inputs, **layout_for(model, batch), logits_to_keep=batch["predict_at"], use_cache=False).logits
     targets = batch["targets"].flatten()
-    return cross_entropy(logits.reshape(len(targets), -1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    return summed_cross_entropy(logits.reshape(len(targets), -1), targets)
 
 
 def labelled(batches: Sequence[dict[str, Any]]) -> int:
