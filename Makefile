@@ -33,9 +33,10 @@ train: $(READY)
 eval: $(READY)
 	$(PY) eval/score.py $(call need,RUN,runs/smoke-1a2b3c4d)
 
-.PHONY: compare  ## Compare all runs, or RUNS="runs/a runs/b", with REFERENCE=runs/a or the first; FORCE=1 even if scored differently
+.PHONY: compare  ## Compare all runs, or RUNS="runs/a runs/b", with REFERENCE=runs/a or the first; FORCE=1, FAIL_ON_REGRESSION=1
 compare: $(READY)
-	$(PY) eval/compare.py $(RUNS) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(FORCE),--force)
+	$(PY) eval/compare.py $(RUNS) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(FORCE),--force) \
+		$(if $(FAIL_ON_REGRESSION),--fail-on-regression) $(SET)
 
 .PHONY: reference  ## Write the tables of the READMEs from the reports in recipes/reference/
 reference: $(READY)

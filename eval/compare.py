@@ -4,8 +4,9 @@
     python eval/compare.py                                         every finished run under runs/
     make compare RUNS="runs/a runs/b"                              the same through make; FORCE=1 for --force
 
-Every report is computed again from its rows and checked against its files first. Runs that answered other held-out rows,
-or were scored or decoded differently, are refused (exit 2) with the fields that differ.
+Prints a table and writes one page, compare.html. Every report is computed again from its rows and checked against its files first.
+Runs that answered other held-out rows, or were scored or decoded differently, are refused with the fields that differ.
+Exit codes: 0 done, 1 a run is worse than the reference (only with --fail-on-regression), 2 bad input.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from pathlib import Path
 from rich.console import Console
 
 from nomoat.comparing import Compared, compare, finished_runs, load_run
+from nomoat.comparing_page import render_comparison
 from nomoat.comparing_view import print_comparison
-from nomoat.errors import NomoatError, run_script
+from nomoat.errors import NomoatError, RunFailed, run_script
+from nomoat.files import write_atomically
+from nomoat.wording import change
 
 
 def main() -> int:
@@ -26,8 +30,14 @@ def main() -> int:
     paths = options.runs or finished_runs(options.runs_dir)
     if not paths:
         raise NomoatError(f"no finished run under {options.runs_dir}: train one first with `make train`, or name the runs to compare")
-    found = compare_paths(paths, reference=options.reference, force=options.force)
-    print_comparison(found, Console())
+    paths, found = compare_paths(paths, reference=options.reference, force=options.force)
+    console = Console()
+    print_comparison(found, console)
+    page = options.out or options.runs_dir / "compare.html"
+    write_atomically(page, render_comparison(found, paths))
+    console.print(f"\nthe same as a page, with the rows where runs disagree: {page}", highlight=False, soft_wrap=True)
+    if options.fail_on_regression:
+        refuse_regressions(found)
     return 0
 
 
@@ -37,17 +47,31 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, or report.json files (default: all)")
     parser.add_argument("--reference", type=Path, metavar="RUN", help="the run that the others are measured against (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what is not comparable; every number is labelled so")
+    parser.add_argument("--fail-on-regression", action="store_true", help="exit 1 if a run is worse than the reference on any tier")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (default: compare.html in --runs-dir)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where finished runs are (default: runs)")
     return parser.parse_args()
 
 
-def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> Compared:
-    """Load each run once, the reference too, and compare them."""
+def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> tuple[list[Path], Compared]:
+    """Load each run once, the reference too, and compare them; the paths in the order of the reports."""
     wanted = list(dict.fromkeys(path.resolve() for path in paths))
     first = reference.resolve() if reference else wanted[0]
     if first not in wanted:
         wanted.insert(0, first)
-    return compare([load_run(path) for path in wanted], reference=wanted.index(first), force=force)
+    return wanted, compare([load_run(path) for path in wanted], reference=wanted.index(first), force=force)
+
+
+def refuse_regressions(found: Compared) -> None:
+    """RunFailed naming each run and tier that is worse than the reference."""
+    worse = [
+        f"{report.run} on {tier}: {change(one)}"
+        for report, differences in zip(found.reports, found.differences, strict=True)
+        for tier, one in differences.items()
+        if one.verdict == "worse"
+    ]
+    if worse:
+        raise RunFailed(f"worse than {found.reports[found.reference].run}:\n  " + "\n  ".join(worse))
 
 
 if __name__ == "__main__":

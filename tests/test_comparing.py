@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from make_run import ENVIRONMENT, GATE, RECIPE, make_run
 from rich.console import Console
 
 from nomoat.comparing import compare, finished_runs, load_run
+from nomoat.comparing_page import render_comparison
+from nomoat.comparing_plots import Point, front
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError
 from nomoat.report import build_report, write_report
@@ -151,6 +154,56 @@ def test_the_script_refuses_with_exit_2_and_goes_on_when_forced(tmp_path: Path) 
     assert refused.returncode == 2 and "scorer_version" in refused.stderr and "Traceback" not in refused.stderr
     forced = run_script(one, two, "--force", cwd=tmp_path)
     assert forced.returncode == 0 and "not comparable" in forced.stdout
+
+
+def test_the_page_shows_every_row_where_runs_disagree_and_only_those(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / "one"), finished(tmp_path / "two", rates=WEAKER)]
+    reports = [load_run(path) for path in runs]
+    page = render_comparison(compare(reports), runs)
+    scores = [{row[0]: row[4]["adapter"] for row in report.rows} for report in reports]
+    apart = [row_id for row_id in scores[0] if scores[0][row_id] != scores[1][row_id]]
+    shown = re.findall(r"&middot; ([a-z]+-[a-z]+-[0-9]{3})</h4>", page)
+    assert sorted(shown) == sorted(apart) and len(apart) > 10
+    assert page.count("question ") >= len(apart) and "something else by adapter" in page
+    assert "B is worse than A on unseen phrasings" in page
+    assert "http:" not in page.replace("http://www.w3.org/", "") and "https:" not in page
+
+
+def test_a_report_alone_has_its_scores_on_the_page_and_says_that_its_answers_are_missing(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / "one"), finished(tmp_path / "two", rates=WEAKER) / "report.json"]
+    page = render_comparison(compare([load_run(path) for path in runs]), runs)
+    assert "only the report is here" in page and "<pre>answer " in page
+
+
+def test_hostile_answers_stay_text(tmp_path: Path) -> None:
+    hostile = ["<script>alert(1)</script>", "\x00\ud800", "]" * 3_000, "</pre></article>"]
+    runs = [finished(tmp_path / "one", outputs=hostile * 30), finished(tmp_path / "two", rates=WEAKER, outputs=hostile * 30)]
+    page = render_comparison(compare([load_run(path) for path in runs]), runs)
+    page.encode("utf-8")
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "]" * 2_500 not in page
+    assert page.count("<article") == page.count("</article>") > 10
+
+
+def test_every_number_of_forced_runs_is_labelled_on_the_page_too(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / "one"), finished(tmp_path / "two", scorer_version="2")]
+    page = render_comparison(compare([load_run(path) for path in runs], force=True), runs)
+    cells = len(re.findall(r"<td>[^<-]", page))
+    assert page.count(">not comparable<") == cells >= 40
+
+
+def test_nobody_beats_a_run_on_the_front() -> None:
+    points = [Point("A", 10, 0.5, None), Point("B", 5, 0.4, None), Point("C", 20, 0.5, None), Point("D", 5, 0.3, None)]
+    assert [point.letter for point in front(points)] == ["B", "A"]
+
+
+def test_a_regression_ends_with_exit_1_only_when_asked_for(tmp_path: Path) -> None:
+    strong, weak = finished(tmp_path / "strong"), finished(tmp_path / "weak", rates=WEAKER)
+    out = ("--out", tmp_path / "page.html")
+    assert run_script(strong, weak, *out, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "page.html").is_file()
+    done = run_script(strong, weak, "--fail-on-regression", *out, cwd=tmp_path)
+    assert done.returncode == 1 and "weak on phrasing: difference -" in done.stderr
+    assert run_script(weak, strong, "--fail-on-regression", *out, cwd=tmp_path).returncode == 0
 
 
 def test_the_script_says_what_to_do_where_there_is_nothing_to_compare(tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) ->
     tiers = {tier: [row for row in rows if row[1] == tier] for tier in wording.in_tier_order({row[1] for row in rows})}
     arms = {arm: Arm(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in ARMS}
     baselines = {tier: _baseline(of) for tier, of in tiers.items()}
-    against_base = _present({tier: _tier_difference(of, "base") for tier, of in tiers.items()})
+    against_base = _present({tier: tier_difference(of, "base") for tier, of in tiers.items()})
     comparison = Comparison(
         primary=primary,
         verdict=against_base[primary].verdict if primary in against_base else None,
         retention_verdict=against_base["retention"].verdict if "retention" in against_base else None,
         headline="",
         tiers=against_base,
-        few_shot=_present({tier: _tier_difference(of, "few_shot") for tier, of in tiers.items()}),
+        few_shot=_present({tier: tier_difference(of, "few_shot") for tier, of in tiers.items()}),
         families_below_baseline=_below_baseline(arms["adapter"], baselines),
     )
     headline = wording.headline(arms, comparison, gate)
@@ -88,7 +88,8 @@ def _family_baseline(rows: Sequence[CompactRow]) -> FamilyBaseline:
     return FamilyBaseline(**{name: _mean_over_families(rows, name) for name in FamilyBaseline.model_fields})
 
 
-def _tier_difference(rows: Sequence[CompactRow], other: str) -> TierDifference | None:
+def tier_difference(rows: Sequence[CompactRow], other: str) -> TierDifference | None:
+    """The adapter minus `other` on the rows of one tier, as a whole and by family; None where no row has both scores."""
     whole = _family_difference(rows, other)
     families = _present(_by_family(rows, lambda of: _family_difference(of, other)))
     return TierDifference(**dict(whole), families=families) if whole else None

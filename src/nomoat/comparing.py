@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nomoat.aggregates import paired
+from nomoat.aggregates import tier_difference
 from nomoat.errors import NomoatError
 from nomoat.files import read_json
 from nomoat.report import read_report, verify_files
-from nomoat.report_schema import FamilyDifference, Report
+from nomoat.report_schema import CompactRow, Report, TierDifference
 from nomoat.wording import flattened, in_tier_order
 
 ARM = "adapter"
@@ -31,7 +31,7 @@ class Compared:
     obstacles: tuple[str, ...]
     """Why the runs are not comparable; empty when they are."""
     tiers: tuple[str, ...]
-    differences: tuple[dict[str, FamilyDifference], ...]
+    differences: tuple[dict[str, TierDifference], ...]
     """For each report by tier: its adapter minus the reference's, paired on rows that both have a score for."""
     recipe_changes: tuple[tuple[str, tuple[str, ...]], ...]
     """(dotted key, each report's value) where recipes differ."""
@@ -116,15 +116,12 @@ def _comparability(report: Report) -> dict[str, str]:
     return texts | leaves
 
 
-def paired_tiers(report: Report, reference: Report) -> dict[str, FamilyDifference]:
-    """By tier, the adapter of `report` minus that of `reference`, over the rows that both scored."""
-    ours, theirs = ({row[0]: row for row in of.rows if row[4].get(ARM) is not None} for of in (report, reference))
-    shared = [row for row_id, row in ours.items() if row_id in theirs]
-    found = {}
-    for tier in in_tier_order({row[1] for row in shared}):
-        rows = [row for row in shared if row[1] == tier]
-        found[tier] = paired([row[4][ARM] or 0.0 for row in rows], [theirs[row[0]][4][ARM] or 0.0 for row in rows], rows)
-    return found
+def paired_tiers(report: Report, reference: Report) -> dict[str, TierDifference]:
+    """By tier and family, the adapter of `report` minus that of `reference`, over the rows that both scored."""
+    theirs = {row[0]: row[4].get(ARM) for row in reference.rows}
+    both: list[CompactRow] = [(*row[:4], {ARM: row[4].get(ARM), "reference": theirs.get(row[0])}) for row in report.rows]
+    found = {tier: tier_difference([row for row in both if row[1] == tier], "reference") for tier in {row[1] for row in both}}
+    return {tier: found[tier] for tier in in_tier_order(set(found)) if found[tier] is not None}  # type: ignore[misc]
 
 
 def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -19,7 +19,7 @@ MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists 
 
 def print_comparison(found: Compared, console: Console) -> None:
     """Print several runs side by side; where they were forced together every number says that it is not comparable."""
-    letters = [_letter(index) for index in range(len(found.reports))]
+    letters = [letter(index) for index in range(len(found.reports))]
     _print_runs(found, letters, console)
     for reason in found.obstacles:
         console.print(Text(f"{NOT_COMPARABLE}: {wording.visible(reason)}", style="bold red"))
@@ -35,35 +35,35 @@ def print_comparison(found: Compared, console: Console) -> None:
         console.print(table if table.row_count else Text("nothing"))
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
     """A, B, ... Z, A2, B2 ...: short names for long run names."""
     return ascii_uppercase[index % 26] + (str(index // 26 + 1) if index >= 26 else "")
 
 
 def _print_runs(found: Compared, letters: Sequence[str], console: Console) -> None:
-    for index, (letter, report) in enumerate(zip(letters, found.reports, strict=True)):
+    for index, (name, report) in enumerate(zip(letters, found.reports, strict=True)):
         marks = [mark for mark, holds in (("reference", index == found.reference), ("failed", report.status == "failed")) if holds]
-        console.print(Text(f"{letter}  {wording.visible(report.run)}" + (f" ({', '.join(marks)})" if marks else "")), soft_wrap=True)
+        console.print(Text(f"{name}  {wording.visible(report.run)}" + (f" ({', '.join(marks)})" if marks else "")), soft_wrap=True)
 
 
 def _score_table(found: Compared, letters: Sequence[str]) -> Table:
     table = _table("", *found.tiers)
-    for letter, report in zip(letters, found.reports, strict=True):
+    for name, report in zip(letters, found.reports, strict=True):
         scores = [report.arms[ARM].tiers.get(tier) for tier in found.tiers]
-        table.add_row(letter, *(_cell(found, score.score, score.interval) if score else Text("-") for score in scores))
+        table.add_row(name, *(_cell(found, score.score, score.interval) if score else Text("-") for score in scores))
     return table
 
 
 def _difference_table(found: Compared, letters: Sequence[str]) -> Table:
     table = _table("", *found.tiers)
-    for index, letter in enumerate(letters):
+    for index, name in enumerate(letters):
         if index == found.reference:
             continue
         cells = []
         for tier in found.tiers:
             difference = found.differences[index].get(tier)
             cells.append(_cell(found, difference.difference, difference.interval, verdict=difference.verdict) if difference else Text("-"))
-        table.add_row(letter, *cells)
+        table.add_row(name, *cells)
     return table
 
 
@@ -82,12 +82,13 @@ def _labelled(found: Compared, cell: Text) -> Text:
 
 def _cost_table(found: Compared, letters: Sequence[str]) -> Table:
     table = _table("", "time", "money", "energy", "memory", "adapter")
-    for letter, report in zip(letters, found.reports, strict=True):
-        table.add_row(letter, *(_labelled(found, Text(value)) for value in _cost_values(report)))
+    for name, report in zip(letters, found.reports, strict=True):
+        table.add_row(name, *(_labelled(found, Text(value)) for value in cost_values(report)))
     return table
 
 
-def _cost_values(report: Report) -> list[str]:
+def cost_values(report: Report) -> list[str]:
+    """Time, money, energy, memory and adapter size in words."""
     cost = report.cost
     rented = "" if cost.usd_as_if is None else f"\nas if {wording.money(cost.usd_as_if)}"
     return [
@@ -103,10 +104,10 @@ def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequen
     """One line for each run and key: values are too long to stand beside each other."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for key, values in changes:
-        for index, (letter, value) in enumerate(zip(letters, values, strict=True)):
+        for index, (name, value) in enumerate(zip(letters, values, strict=True)):
             shown = wording.visible(value)
             short = shown if len(shown) <= MAX_VALUE else f"{shown[:MAX_VALUE]}..."
-            table.add_row(Text(wording.visible(key) if index == 0 else ""), letter, Text(short))
+            table.add_row(Text(wording.visible(key) if index == 0 else ""), name, Text(short))
     return table
 
 

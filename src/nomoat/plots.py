@@ -1,6 +1,6 @@
 """Charts of a report as SVG to stand inside a page: text stays text, and colours are the page's CSS variables.
 
-matplotlib draws with stand-in colours (`_COLOURS`) that are then replaced by `var(--...)`, so that one drawing serves the dark
+matplotlib draws with stand-in colours (`COLOURS`) that are then replaced by `var(--...)`, so that one drawing serves the dark
 and the light page. The same report always gives the same bytes.
 """
 
@@ -17,7 +17,7 @@ from nomoat.wording import in_tier_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {
+COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
     "line": "#030303",
@@ -26,6 +26,7 @@ _COLOURS = {
     "few_shot": "#060606",
     "adapter": "#070707",
     "baseline": "#080808",
+    **{f"run{number}": f"#0{letter}0{letter}0{letter}" for number, letter in enumerate("abcdef")},
 }
 _OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms stand one above the other
 WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
@@ -47,10 +48,10 @@ def score_chart(report: Report, *, width: float) -> str:
         axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.50", "0.75", "1"])
         for edge in range(1, len(tiers)):
-            axes.axhline(edge - 0.5, color=_COLOURS["line"], linewidth=0.8)
-        axes.grid(axis="x", color=_COLOURS["line"], linewidth=0.8)
+            axes.axhline(edge - 0.5, color=COLOURS["line"], linewidth=0.8)
+        axes.grid(axis="x", color=COLOURS["line"], linewidth=0.8)
 
-    return _svg(draw, width, 0.55 + 0.72 * len(tiers), "scores", _score_words(report, tiers))
+    return drawn(draw, width, 0.55 + 0.72 * len(tiers), "scores", _score_words(report, tiers))
 
 
 def _tier_marks(axes: Axes, report: Report, tier: str, height: float) -> None:
@@ -58,17 +59,17 @@ def _tier_marks(axes: Axes, report: Report, tier: str, height: float) -> None:
     middle = height + _OFFSETS["adapter"]  # a baseline is what the adapter has to clear: it stands on the adapter's line
     for value, marker, size in ((baseline.majority, "|", 11), (baseline.nearest_row, "D", 5)):
         if value is not None:
-            axes.plot(value, middle, marker, color=_COLOURS["baseline"], markersize=size, markeredgewidth=1.6, markerfacecolor="none")
+            axes.plot(value, middle, marker, color=COLOURS["baseline"], markersize=size, markeredgewidth=1.6, markerfacecolor="none")
     for arm in ARMS:
         found = report.arms[arm].tiers.get(tier)
         if found is None or found.score is None:
             continue
         place = height + _OFFSETS[arm]
         if found.interval is not None:
-            axes.plot(found.interval, (place, place), color=_COLOURS[arm], linewidth=2.2, solid_capstyle="round")
-        face = _COLOURS["panel"] if arm == "base" else _COLOURS[arm]
+            axes.plot(found.interval, (place, place), color=COLOURS[arm], linewidth=2.2, solid_capstyle="round")
+        face = COLOURS["panel"] if arm == "base" else COLOURS[arm]
         marker = "s" if arm == "few_shot" else "o"
-        axes.plot(found.score, place, marker, color=_COLOURS[arm], markerfacecolor=face, markersize=7.5, markeredgewidth=1.8)
+        axes.plot(found.score, place, marker, color=COLOURS[arm], markerfacecolor=face, markersize=7.5, markeredgewidth=1.8)
 
 
 def _score_words(report: Report, tiers: Sequence[str]) -> str:
@@ -88,21 +89,21 @@ def learning_curve_chart(curve: LearningCurve, *, width: float) -> str | None:
 
     def draw(axes: Axes) -> None:
         if curve.training:
-            axes.plot(*zip(*curve.training, strict=True), color=_COLOURS["base"], linewidth=1.1)
+            axes.plot(*zip(*curve.training, strict=True), color=COLOURS["base"], linewidth=1.1)
         if validation:
-            axes.plot(*zip(*validation, strict=True), "o-", color=_COLOURS["adapter"], linewidth=1.8, markersize=5, clip_on=False)
-        axes.set_xlabel("optimiser step", color=_COLOURS["muted"])
-        axes.set_ylabel("loss per labelled token (nats)", color=_COLOURS["muted"])
+            axes.plot(*zip(*validation, strict=True), "o-", color=COLOURS["adapter"], linewidth=1.8, markersize=5, clip_on=False)
+        axes.set_xlabel("optimiser step", color=COLOURS["muted"])
+        axes.set_ylabel("loss per labelled token (nats)", color=COLOURS["muted"])
         axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
         axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
-        axes.grid(axis="y", color=_COLOURS["line"], linewidth=0.8)
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
 
     ends = f" Validation loss goes from {validation[0][1]:.2f} to {validation[-1][1]:.2f}." if validation else ""
-    return _svg(draw, width, 2.9, "curve", "Training and validation loss by optimiser step." + ends)
+    return drawn(draw, width, 2.9, "curve", "Training and validation loss by optimiser step." + ends)
 
 
-def _svg(draw: Callable[[Any], None], width: float, height: float, name: str, words: str) -> str:
+def drawn(draw: Callable[[Any], None], width: float, height: float, name: str, words: str) -> str:
     """Draw on fresh axes without a frame and return the `<svg>` element alone."""
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -115,7 +116,7 @@ def _svg(draw: Callable[[Any], None], width: float, height: float, name: str, wo
         axes.patch.set_alpha(0)
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(False)
-        axes.tick_params(length=0, colors=_COLOURS["muted"], labelsize=10.5)
+        axes.tick_params(length=0, colors=COLOURS["muted"], labelsize=10.5)
         axes.set_axisbelow(True)
         draw(axes)
         text = io.StringIO()
@@ -132,7 +133,7 @@ def _for_page(svg: str, words: str) -> str:
     element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # a style inside an inline SVG applies to the whole page
     element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
     element = re.sub(r'<g id="[^"]*"', "<g", element)
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         element = element.replace(colour, f"var(--{variable})")
     element = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", element)
     element = re.sub(r"font-family: [^;\"]*;?", "", element)

@@ -29,26 +29,35 @@ def render_html(report: Report, run_dir: Path | None = None) -> str:
 
     `run_dir` is only for the command that computes the run again; a folder outside the working directory is not named.
     """
+    primary = report.comparison.tiers.get(report.comparison.primary)
+    scores = {arm: of.tiers.get(report.comparison.primary) for arm, of in report.arms.items()}
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            view=_view(report, run_dir),
+            charts=_charts(report),
+            primary=primary,
+            base=scores.get("base"),
+            adapter=scores.get("adapter"),
+            family_of=lambda arm, tier, name: _family_score(report, arm, tier, name),
+            difference_of=lambda tier, name: _family_difference(report, tier, name),
+            extent=lambda tier: _extent(report, tier),
+            bits=lambda arm, tier: getattr(report.arms[arm].tiers.get(tier), "bits_per_byte", None),
+        )
+    )
+
+
+def page_environment() -> Any:
+    """Where every page is rendered: all text escaped, an unknown name an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("nomoat", "pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(_filters())
-    primary = report.comparison.tiers.get(report.comparison.primary)
-    scores = {arm: of.tiers.get(report.comparison.primary) for arm, of in report.arms.items()}
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        view=_view(report, run_dir),
-        charts=_charts(report),
-        primary=primary,
-        base=scores.get("base"),
-        adapter=scores.get("adapter"),
-        family_of=lambda arm, tier, name: _family_score(report, arm, tier, name),
-        difference_of=lambda tier, name: _family_difference(report, tier, name),
-        extent=lambda tier: _extent(report, tier),
-        bits=lambda arm, tier: getattr(report.arms[arm].tiers.get(tier), "bits_per_byte", None),
-    )
+    return environment
 
 
 def _filters() -> dict[str, Any]:
