@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -213,6 +214,7 @@ class Work:
 
     def score_arms(self, found: gate.Gate) -> gate.Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
+        gc.collect()  # the trainer refers to itself and holds the trained model: 0.3 GB that scoring needs
         arms = Arms(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
         arms.load()
         records = {arm.name: arms.score(arm) for arm in arms.list}
