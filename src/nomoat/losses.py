@@ -1,9 +1,9 @@
 """Cross-entropy over a large vocabulary without float32 copies of all its logits.
 
 torch's own keeps the float32 logits, their log-softmax and two gradients of the same size: for 150 labelled tokens and 49,152
-words that is 150 MB and a tenth of a training step on 2 cores, most of it spent on getting fresh memory. Here a few rows at a
-time become float32, and what is kept is the gradient in the logits' own precision, as Liger Kernel does on GPUs (Hsu et al.
-2024, arXiv:2410.10989).
+words that is 150 MB, got afresh in every step, page by page (what that costs: recipes/LOG.md). Here a few rows at a time become
+float32, and what is kept is the gradient in the logits' own precision, as Liger Kernel does on GPUs (Hsu et al. 2024,
+arXiv:2410.10989).
 """
 
 from __future__ import annotations
