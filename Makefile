@@ -29,9 +29,9 @@ setup: $(READY)
 train: $(READY)
 	$(PY) train/sft.py $(RECIPE) $(SET)
 
-.PHONY: eval  ## Score the run directory RUN again and rewrite its report
+.PHONY: eval  ## Answer the rows of RUN again and check its report; or score it on ROWS=mine.jsonl, with ADAPTER=folder, SET="eval.arms=[...]"
 eval: $(READY)
-	$(PY) eval/score.py $(call need,RUN,runs/smoke-1a2b3c4d)
+	$(PY) eval/score.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(ROWS),--rows $(ROWS)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(SET)
 
 .PHONY: compare  ## Compare all runs, or RUNS="runs/a runs/b", with REFERENCE=runs/a or the first; FORCE=1, FAIL_ON_REGRESSION=1
 compare: $(READY)

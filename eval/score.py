@@ -1,24 +1,38 @@
-"""Check a finished run's report and answer its held-out rows again; nothing of the run is changed.
+"""Check a finished run and answer its held-out rows again, or score it on other rows; nothing of the run is changed.
 
     python eval/score.py runs/smollm2-135m-1a2b3c4d
+    python eval/score.py runs/smollm2-135m-1a2b3c4d --rows mine.jsonl
+    python eval/score.py runs/smollm2-135m-1a2b3c4d "eval.arms=[base, few_shot, adapter, merged]"
+    python eval/score.py runs/smollm2-135m-1a2b3c4d --adapter somebody/adapter@<40 hex digits>
 
-First every number of report.json is computed again from its rows and eval/*.jsonl are compared by checksum; then base and
-adapter are loaded from disk and every held-out row is answered and scored again.
-Exit codes: 0 the report holds, 1 scores came out otherwise on the machine and versions that made it, 2 bad input.
+The first form computes every number of report.json again from its rows, compares eval/*.jsonl by checksum, then loads base and
+adapter from disk and answers and scores every held-out row again. The others train nothing either and write a run directory
+of their own beside the run: its own held-out rows or yours, the arms you name, its adapter or a peft folder or hub id.
+Exit codes: 0 done, 1 scores came out otherwise on the machine and versions that made them or an adapter does nothing, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nomoat.errors import RunFailed, run_script
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run directory")
-    return parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="eval.key=value", help="changes to the recipe's eval section")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="rows to answer instead (.jsonl, .csv or .parquet)")
+    parser.add_argument("--adapter", metavar="FOLDER|ID@REVISION", help="an adapter to score instead: a peft folder, or a hub id")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where the new directory goes (default: beside the run)")
+    return parser.parse_intermixed_args()  # overrides may follow the options
 
 
 def main() -> int:
@@ -28,13 +42,34 @@ def main() -> int:
     quieten()
     from rich.console import Console
 
+    console = Console()
+    if arguments.rows or arguments.adapter or arguments.overrides:
+        score_elsewhere(arguments, console)
+    else:
+        answer_again(arguments.run, console)
+    return 0
+
+
+def score_elsewhere(arguments: argparse.Namespace, console: Console) -> None:
+    """Other rows, arms or adapter: a new run directory."""
+    from nomoat import elsewhere
+
+    wanted = elsewhere.Wanted(arguments.rows, arguments.adapter, tuple(arguments.overrides))
+    planned = elsewhere.plan(arguments.run, wanted, ROOT)
+    console.print(planned.job.introduction(), highlight=False)
+    found, page = elsewhere.score(planned, arguments.runs_dir or arguments.run.resolve().parent, console)
+    if not found.passed:
+        raise RunFailed(f"the adapter is not real on these rows ({found.failures()}); the report is in {page}")
+
+
+def answer_again(run: Path, console: Console) -> None:
+    """The run's own rows: does its report hold?"""
     from nomoat import rescoring
     from nomoat.report_view import print_summary
 
-    console = Console()
-    report = rescoring.checked_report(arguments.run)
-    print_summary(report, console, where=str(arguments.run / "report.html"))
-    again = rescoring.score_again(arguments.run, console)
+    report = rescoring.checked_report(run)
+    print_summary(report, console, where=str(run / "report.html"))
+    again = rescoring.score_again(run, console)
     console.print(
         f"\nanswered again: {again.same_answers} of {again.rows} answers and {again.same_scores} of {again.rows} scores are the same"
     )
@@ -42,7 +77,6 @@ def main() -> int:
         console.print(f"  {difference}", highlight=False)
     if not again.holds:
         raise RunFailed("the report does not hold: same machine and versions, other scores")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,12 +15,15 @@ import pytest
 from make_run import ENVIRONMENT, GATE, RECIPE, make_run
 from rich.console import Console
 
-from nomoat.comparing import compare, finished_runs, load_run
+from nomoat.comparing import compare, family_verdicts, finished_runs, load_run
 from nomoat.comparing_page import render_comparison
 from nomoat.comparing_plots import Point, front
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError
+from nomoat.paired import p_of_interval
 from nomoat.report import build_report, write_report
+from nomoat.report_schema import Report
+from nomoat.statistics import holm
 
 ROOT = Path(__file__).resolve().parent.parent
 WEAKER = {"adapter": (0.3, 0.2, 0.1, 0.75)}
@@ -189,6 +192,35 @@ def test_every_number_of_forced_runs_is_labelled_on_the_page_too(tmp_path: Path)
     page = render_comparison(compare([load_run(path) for path in runs], force=True), runs)
     cells = len(re.findall(r"<td>[^<-]", page))
     assert page.count(">not comparable<") == cells >= 40
+
+
+def test_families_get_a_verdict_only_where_it_holds_for_all_of_them_together(tmp_path: Path) -> None:
+    found = compare([load_run(finished(tmp_path / "strong")), load_run(finished(tmp_path / "weak", rates=WEAKER))])
+    verdicts = family_verdicts(found.differences[1])
+    alone = {(tier, name): one for tier, of in found.differences[1].items() for name, one in of.families.items()}
+    known = [(one.difference, one.interval) for one in alone.values() if one.interval is not None]
+    adjusted = holm([p_of_interval(*one) for one in known])
+    assert sum(verdict == "worse" for verdict in verdicts.values()) == sum(p < 0.05 for p in adjusted) > 0
+    assert all(verdict in ("cannot tell", alone[place].verdict) for place, verdict in verdicts.items())
+    assert set(family_verdicts(found.differences[0]).values()) == {"cannot tell"}
+
+
+def test_a_repeated_recipe_is_said_to_agree_or_not(tmp_path: Path) -> None:
+    first = load_run(finished(tmp_path / "first"))
+    again = first.model_copy(update={"run": "again"})
+    (said,) = [line for line in printed_reports(first, again).splitlines() if "repeats the recipe" in line]
+    assert said.startswith("B  repeats the recipe of first and agrees with it on every tier")
+    weak = load_run(finished(tmp_path / "weak", rates=WEAKER))
+    assert "does not agree with it: worse on" in " ".join(printed_reports(first, weak).split())
+    other = first.model_copy(update={"run": "other", "recipe": {**first.recipe, "lora": {**first.recipe["lora"], "rank": 99}}})
+    assert "repeats" not in printed_reports(first, other)
+
+
+def printed_reports(*reports: Report) -> str:
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    print_comparison(compare(reports), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_nobody_beats_a_run_on_the_front() -> None:

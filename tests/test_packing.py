@@ -10,7 +10,18 @@ import torch
 
 from nomoat.bases import load_model, load_tokenizer
 from nomoat.conversation import Conversation, Rendered
-from nomoat.packing import common_prefix, pack_step, packed_batch, packing_is_safe, padded_batch, plan_steps, settle_packing
+from nomoat.packing import (
+    ROUND_LABELS,
+    ROUND_ROWS,
+    ROUND_TOKENS,
+    common_prefix,
+    pack_step,
+    packed_batch,
+    packing_is_safe,
+    padded_batch,
+    plan_steps,
+    settle_packing,
+)
 from nomoat.row_attention import RowLayout, layout_for, use_row_attention
 from nomoat.training import labelled, summed_loss
 from tests.tiny import make_base, make_rows
@@ -75,6 +86,20 @@ def test_rows_side_by_side_for_attention_give_the_work_of_rows_alone(tmp_path: P
     packs = [packed_batch(rows[:4], shared=shared), packed_batch(rows[4:], shared=shared)]
     assert bool(packs[0]["row_layout"].shared) is shared and packs[0]["tokens_seen"] == sum(row.length for row in rows[:4])
     assert use_row_attention(model) and layout_for(model, packs[0])
+    assert_equal(gradients(model, packs), alone)
+
+
+@pytest.mark.parametrize(("by_row", "shared"), [(False, False), (True, False), (True, True)])
+def test_round_lengths_change_shapes_and_nothing_else(tmp_path: Path, by_row: bool, shared: bool) -> None:
+    model, rows = load(tmp_path)
+    alone = gradients(model, [packed_batch([row]) for row in rows])
+    packs = [packed_batch(rows[:4], shared=shared, rounded=True), packed_batch(rows[4:], shared=shared, rounded=True)]
+    for pack, of in zip(packs, (rows[:4], rows[4:]), strict=True):
+        sizes = (pack["input_ids"].shape[1] % ROUND_TOKENS, len(pack["targets"]) % ROUND_LABELS, pack["row_layout"].longest % ROUND_ROWS)
+        assert sizes == (0, 0, 0)
+        assert pack["tokens_seen"] == sum(row.length for row in of)
+        assert labelled([pack]) == sum(len(row.completion_ids) for row in of) < len(pack["targets"])
+    assert not by_row or use_row_attention(model)
     assert_equal(gradients(model, packs), alone)
 
 

@@ -41,6 +41,8 @@ def test_files_the_readme_links_to_are_there() -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs of a tiny recipe, made by the README's own `make train` line."""
     folder = make_workplace(tmp_path_factory.mktemp("readme"))
+    rows = [{"prompt": f"add {n} to {7 * n} for order number {1000 + 13 * n}", "completion": str(8 * n)} for n in range(200, 224)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for seed in ("0", "1"):
         make(f'make train RECIPE={folder}/tiny.yaml SET="train.seed={seed} --runs-dir={folder}/runs"')
     return sorted((folder / "runs").iterdir())
@@ -60,6 +62,7 @@ def smallest(line: str, runs: list[Path]) -> str:
     line = re.sub(r"RUNS=\"[^\"]*\"", f'RUNS="{runs[0]} {runs[1]}"', line)
     line = re.sub(r"RUN=\S+", f"RUN={runs[0]}", line)
     folder = runs[0].parent.parent
+    line = re.sub(r"ROWS=\S+", f"ROWS={folder}/mine.jsonl", line)
     if line.startswith("make bench"):
         few = "--rows 4" if "RUN=" in line else "--turns 1 --steps 1 --warmup 1 --arms trainer trl_packed"
         return f'{line} RECIPE={folder}/tiny.yaml SET="{few} --out {folder}/bench"'

@@ -52,8 +52,7 @@ def main() -> int:
             gate = work.score_arms(gate)
         report = work.write_report()
     if not gate.passed:
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in gate.checks if not check.passed)
-        raise RunFailed(f"the adapter is not real ({failed}); the report is in {report}")
+        raise RunFailed(f"the adapter is not real ({gate.failures()}); the report is in {report}")
     return 0
 
 

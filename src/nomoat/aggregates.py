@@ -12,6 +12,7 @@ from typing import TypeVar
 from nomoat import wording
 from nomoat.report_schema import (
     ARMS,
+    ASKED_ARMS,
     Arm,
     Baseline,
     CompactRow,
@@ -40,7 +41,8 @@ class Aggregates:
 def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) -> Aggregates:
     """Compute all of a report's scores and comparisons from its rows; `gate` only enters the headline."""
     tiers = {tier: [row for row in rows if row[1] == tier] for tier in wording.in_tier_order({row[1] for row in rows})}
-    arms = {arm: Arm(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in ARMS}
+    asked = [arm for arm in ASKED_ARMS if any(arm in row[4] for row in rows)]
+    arms = {arm: Arm(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in (*ARMS, *asked)}
     baselines = {tier: _baseline(of) for tier, of in tiers.items()}
     against_base = _present({tier: tier_difference(of, "base") for tier, of in tiers.items()})
     comparison = Comparison(
@@ -50,6 +52,7 @@ def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) ->
         headline="",
         tiers=against_base,
         few_shot=_present({tier: tier_difference(of, "few_shot") for tier, of in tiers.items()}),
+        merged=_present({tier: tier_difference(of, "merged") for tier, of in tiers.items()}),
         families_below_baseline=_below_baseline(arms["adapter"], baselines),
     )
     headline = wording.headline(arms, comparison, gate)

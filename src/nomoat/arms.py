@@ -67,8 +67,15 @@ class Arms:
 
     def _answer(self, arm: evaluation.Arm, phase: str) -> list[dict[str, Any]]:
         with self.ledger.segment(phase) as segment, Bar(f"scoring {arm.name}", len(arm.rows), self.console) as bar, segment.computing():
-            model = self.adapted if arm.adapter else self.base
+            model = self._merged() if arm.name == "merged" else self.adapted if arm.adapter else self.base
             return evaluation.score_arm(arm, model, self.conversation, self.job.recipe.eval, on_rows=bar.advance)
+
+    def _merged(self) -> Any:
+        """The adapter merged into the base in 16 bits, as it would be shipped; a CPU computes with its rounded weights in float32."""
+        sixteen = self.job.precision if self.job.precision == "float16" else "bfloat16"
+        base = bases.load_model(self.job.files, precision=sixteen, device=self.job.device.kind)
+        merged = adapters.load_adapter(base, self.run.path / "adapter").merge_and_unload(safe_merge=True)
+        return pack_linears(merged.float() if self.job.device.kind == "cpu" else merged)
 
     def read_neutral_text(self) -> None:
         """Bits per byte on a fixed text that has nothing to do with the task, for what was forgotten."""

@@ -13,11 +13,14 @@ from typing import Any
 from nomoat.aggregates import tier_difference
 from nomoat.errors import NomoatError
 from nomoat.files import read_json
+from nomoat.paired import p_of_interval
 from nomoat.report import read_report, verify_files
 from nomoat.report_schema import CompactRow, Report, TierDifference
-from nomoat.wording import flattened, in_tier_order
+from nomoat.statistics import Verdict, holm
+from nomoat.wording import change, flattened, in_tier_order, number, tier_words
 
 ARM = "adapter"
+ERROR_RATE = 0.05
 EXPECTED_TO_DIFFER = ("created",)  # says nothing about why two runs differ
 
 
@@ -122,6 +125,35 @@ def paired_tiers(report: Report, reference: Report) -> dict[str, TierDifference]
     both: list[CompactRow] = [(*row[:4], {ARM: row[4].get(ARM), "reference": theirs.get(row[0])}) for row in report.rows]
     found = {tier: tier_difference([row for row in both if row[1] == tier], "reference") for tier in {row[1] for row in both}}
     return {tier: found[tier] for tier in in_tier_order(set(found)) if found[tier] is not None}  # type: ignore[misc]
+
+
+def family_verdicts(differences: dict[str, TierDifference]) -> dict[tuple[str, str], Verdict]:
+    """By (tier, family), what can be said of one run's families when all of them are looked at: p-values corrected by Holm's method."""
+    found = {(tier, name): one for tier, of in differences.items() for name, one in of.families.items()}
+    known = {place: p_of_interval(one.difference, one.interval) for place, one in found.items() if one.interval is not None}
+    sure = {place for place, p in zip(known, holm(list(known.values())), strict=True) if p < ERROR_RATE}
+    return {place: one.verdict if place in sure else "cannot tell" for place, one in found.items()}
+
+
+def repetition(report: Report, first: Report, differences: dict[str, TierDifference]) -> str | None:
+    """Whether a run of the same recipe (seed and machine aside) came out like `first`; None for another recipe.
+
+    `differences` are `report` minus `first` by tier.
+    """
+    if _choices(report) != _choices(first) or not differences:
+        return None
+    apart = [f"{one.verdict} on {tier_words(tier)} ({change(one)})" for tier, one in differences.items() if one.verdict != "cannot tell"]
+    if apart:
+        return f"repeats the recipe of {first.run} and does not agree with it: {', '.join(apart)}"
+    widest = max((one.smallest_detectable for one in differences.values() if one.smallest_detectable is not None), default=None)
+    noticed = "" if widest is None else f" (differences of {number(widest)} and more would show)"
+    return f"repeats the recipe of {first.run} and agrees with it on every tier{noticed}"
+
+
+def _choices(report: Report) -> dict[str, Any]:
+    """The recipe without its seed and what it says of the machine."""
+    recipe = {name: part for name, part in report.recipe.items() if name not in ("hardware", "name")}
+    return {**recipe, "train": {key: value for key, value in (recipe.get("train") or {}).items() if key != "seed"}}
 
 
 def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

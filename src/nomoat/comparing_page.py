@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat import wording
-from nomoat.comparing import ARM, Compared
+from nomoat.comparing import ARM, Compared, family_verdicts, repetition
 from nomoat.comparing_plots import Point, cost_chart, curves_chart
 from nomoat.comparing_rows import Disagreement, disagreements
 from nomoat.comparing_view import cost_values, letter
@@ -35,6 +35,7 @@ def render_comparison(found: Compared, paths: Sequence[Path]) -> str:
             runs=[_run(found, number, letters) for number in range(len(letters))],
             others=[number for number in range(len(letters)) if number != found.reference],
             families={tier: _families(found, tier) for tier in found.tiers},
+            verdicts=[family_verdicts(differences) for differences in found.differences],
             rows=rows[:MOST_ROWS],
             left_out=max(0, len(rows) - MOST_ROWS),
             filters=_filters(rows),
@@ -80,6 +81,8 @@ def _sentences(found: Compared, letters: Sequence[str]) -> list[str]:
         sentence = f"{letters[number]} {words} on {wording.tier_words(primary)}, {wording.change(differences[primary])}"
         worse = [tier for tier, of in differences.items() if of.verdict == "worse" and tier != primary]
         said.append(sentence + (f"; but worse on {', '.join(map(wording.tier_words, worse))}" if worse else ""))
+        repeated = repetition(found.reports[number], found.reports[found.reference], differences)
+        said += [f"{letters[number]} {repeated}"] if repeated else []
     return said
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nomoat import wording
-from nomoat.comparing import ARM, Compared
+from nomoat.comparing import ARM, Compared, repetition
 from nomoat.report_schema import Interval, Report
 
 NOT_COMPARABLE = "not comparable"
@@ -23,6 +23,8 @@ def print_comparison(found: Compared, console: Console) -> None:
     _print_runs(found, letters, console)
     for reason in found.obstacles:
         console.print(Text(f"{NOT_COMPARABLE}: {wording.visible(reason)}", style="bold red"))
+    for line in _repetitions(found, letters):
+        console.print(Text(wording.visible(line)))
     blocks = [
         (f"scores of the {ARM}, 95 % intervals", _score_table(found, letters)),
         (f"difference from {letters[found.reference]}, paired row by row", _difference_table(found, letters)),
@@ -33,6 +35,13 @@ def print_comparison(found: Compared, console: Console) -> None:
     for title, table in blocks:
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table if table.row_count else Text("nothing"))
+
+
+def _repetitions(found: Compared, letters: Sequence[str]) -> list[str]:
+    first = found.reports[found.reference]
+    pairs = [(name, report, of) for name, report, of in zip(letters, found.reports, found.differences, strict=True) if report is not first]
+    said = [(name, repetition(report, first, of)) for name, report, of in pairs if not found.obstacles]
+    return [f"{name}  {words}" for name, words in said if words]
 
 
 def letter(index: int) -> str:

@@ -60,9 +60,10 @@ def _stable(text: str) -> str:
 
 
 def make_arms(names: Sequence[str], heldout: tuple[Row, ...], examples: dict[str, tuple[Row, ...]]) -> list[Arm]:
-    """The recipe's arms, in the order base, few_shot, adapter."""
+    """The recipe's arms, in the order base, few_shot, adapter, merged."""
     shown = tuple(row for row in heldout if row.tier not in NO_EXAMPLES and row.family in examples)
-    every = [Arm("base", heldout, {}, False), Arm("few_shot", shown, examples, False), Arm("adapter", heldout, {}, True)]
+    every = [Arm("base", heldout, {}, False), Arm("few_shot", shown, examples, False)]
+    every += [Arm(name, heldout, {}, True) for name in ("adapter", "merged")]
     return [arm for arm in every if arm.name in names]
 
 

@@ -27,8 +27,14 @@ PHASE_WORDS = {
     "score_base": "score the base",
     "score_few_shot": "score the base with examples",
     "score_adapter": "score the adapter",
+    "score_merged": "score the merged model",
     "report": "write the report",
 }
+
+SIMILARITY = (
+    "Rows with a score between 0 and 1 are scored by ROUGE-L: how much of one reference's words an answer repeats in their order. Neither "
+    "that nor bits per byte says whether an answer is true, complete, safe or well written, and a good answer in other words scores low."
+)
 
 
 def time_fact(report: Report) -> Fact:
@@ -143,10 +149,21 @@ def score_notes(report: Report) -> list[str]:
             notes.append(f"{arm.replace('_', '-')}: {unscored} of {total} rows could not be scored and are left out.")
         if unstopped:
             notes.append(f"{arm.replace('_', '-')}: {unstopped} of {total} outputs ran into the token limit.")
+    if any(value not in (None, 0, 1) for row in report.rows for value in map(row[4].get, report.arms)):
+        notes.append(SIMILARITY)
+    notes += [_merged(tier, report) for tier in report.comparison.merged]
     heldout = report.data.heldout
     if heldout and heldout.scored < heldout.available:
         notes.append(f"{heldout.scored} of {heldout.available} held-out rows were scored.")
     return notes
+
+
+def _merged(tier: str, report: Report) -> str:
+    """What merging into 16 bits did to a tier's score."""
+    change = report.comparison.merged[tier]
+    found = report.arms["merged"].tiers[tier]
+    score = wording.number(found.score) if found else "-"
+    return f"Merged into the 16-bit base, {tier}: {score}; from there to the adapter {wording.change(change)}, {change.verdict}."
 
 
 def lost_sentences(report: Report) -> list[str]:

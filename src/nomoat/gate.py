@@ -41,6 +41,10 @@ class Gate:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
+    def failures(self) -> str:
+        """The failed checks with their numbers, in words."""
+        return "; ".join(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
+
     def write(self, path: Path) -> None:
         """Record it in the run directory."""
         write_json(path, {"passed": self.passed, "checks": [asdict(check) for check in self.checks]})

@@ -59,6 +59,13 @@ def audit(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row
     return LeakReport(len(exact), len(masked), len(ngram), tuple((exact + masked + ngram)[:MAX_EXAMPLES]))
 
 
+def told(found: LeakReport) -> str:
+    """The counts and up to five examples, to be put into an error message."""
+    examples = "\n".join(f"  {leak.kind}: {leak.row_id} repeats {leak.seen_id}: {leak.text[:80]!r}" for leak in found.examples[:5])
+    counts = f"{found.exact} exact, {found.masked} with slots masked, {found.ngram} by {GRAM} words"
+    return f"{counts}), so a score would mean nothing:\n{examples}"
+
+
 def masked_text(row: Row) -> str:
     """The prompt, normalised, with every slot value replaced by one symbol (longest values first, whole words only)."""
     if not row.slots:

@@ -26,7 +26,7 @@ from nomoat.spending import Cost, Totals, cost, totals
 
 __all__ = ["Cost", "Ledger", "Segment", "Totals", "cost", "read_segments", "totals"]
 HEARTBEAT_SECONDS = 5.0
-PHASES = ("start", "fetch", "load", "prepare", "train", "gate", "score_base", "score_few_shot", "score_adapter", "report")
+PHASES = ("start", "fetch", "load", "prepare", "train", "gate", "score_base", "score_few_shot", "score_adapter", "score_merged", "report")
 Record = dict[str, Any]
 
 

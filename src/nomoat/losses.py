@@ -19,7 +19,7 @@ CHUNK_VALUES = 1 << 20  # logits that are float32 at a time, always in the same 
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(logits)[target] in float32, for logits (labelled, vocabulary) and targets (labelled,)."""
+    """Sum of -log softmax(logits)[target] in float32, for logits (rows, vocabulary) and targets (rows,), but where IGNORED."""
 
     @staticmethod
     def forward(ctx: Any, logits: Any, targets: Any) -> Any:
@@ -29,14 +29,16 @@ class _SummedCrossEntropy(torch.autograd.Function):
         room = logits.new_empty((rows, logits.shape[1]), dtype=torch.float32)
         for start in range(0, len(targets), rows):
             these = targets[start : start + rows, None]
+            left_out, these = these == IGNORED, these.clamp(min=0)
             chunk = room[: len(these)].copy_(logits[start : start + rows])
             chunk -= chunk.amax(1, keepdim=True)
             wanted = chunk.gather(1, these)
             sums = chunk.exp_().sum(1, keepdim=True)
-            total += (sums.log() - wanted).sum()
+            total += (sums.log() - wanted).masked_fill_(left_out, 0.0).sum()
             if ctx.gradient is not None:
                 chunk /= sums
-                ctx.gradient[start : start + rows] = chunk.scatter_add_(1, these, chunk.new_full(these.shape, -1.0))
+                chunk.scatter_add_(1, these, chunk.new_full(these.shape, -1.0))
+                ctx.gradient[start : start + rows] = chunk.masked_fill_(left_out, 0.0) if bool(left_out.any()) else chunk
         return total
 
     @staticmethod
@@ -48,7 +50,4 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 def summed_cross_entropy(logits: Any, targets: Any) -> Any:
     """Cross-entropy in nats, summed over the rows whose target is not IGNORED; logits (rows, vocabulary), targets (rows,)."""
-    kept = targets != IGNORED
-    if not bool(kept.all()):
-        logits, targets = logits[kept], targets[kept]
     return _SummedCrossEntropy.apply(logits, targets)

@@ -13,7 +13,7 @@ from nomoat.conversation import Conversation, Rendered
 from nomoat.errors import NomoatError
 from nomoat.evaluation import choose_heldout, draw_examples
 from nomoat.following import too_long
-from nomoat.leaks import LeakReport, audit
+from nomoat.leaks import LeakReport, audit, told
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import is_file_of_rows
 from nomoat.rows import Row, RowSet, load_set, load_user_rows, split_rows
@@ -59,10 +59,8 @@ def load_rows(recipe: Recipe, root: Path) -> Loaded:
 
 
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
-    shown = "\n".join(f"  {leak.kind}: {leak.row_id} repeats {leak.seen_id}: {leak.text[:80]!r}" for leak in leaks.examples[:5])
     return (
-        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows ({leaks.exact} exact, {leaks.masked} with slots "
-        f"masked, {leaks.ngram} by 13 words), so a score would mean nothing:\n{shown}\n"
+        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows ({told(leaks)}\n"
         'Remove them, give rows that belong together one `group`, or state why it is acceptable: data.allow_leaks: "reason"'
     )
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
 Tier = Literal["values", "phrasing", "family", "retention"]
-Arm = Literal["base", "few_shot", "adapter"]
+Arm = Literal["base", "few_shot", "adapter", "merged"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Revision = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|unpinned)$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nomoat import wording
-from nomoat.comparing import paired_tiers
+from nomoat.comparing import obstacles_between, paired_tiers, repetition
 from nomoat.errors import NomoatError
 from nomoat.paired import NORMAL_95
 from nomoat.report import read_report
@@ -55,6 +55,17 @@ def published(folder: Path) -> dict[str, Published]:
         )
         for recipe, reports in found.items()
     }
+
+
+def against_published(report: Report, folder: Path) -> str | None:
+    """Whether a run of a published recipe came out as published; None where nothing is published that it could be compared with."""
+    path = folder / f"{report.recipe.get('name')}.json"
+    if not path.is_file():
+        return None
+    main = read_report(path)
+    if obstacles_between(main, report):
+        return None
+    return repetition(report, main, paired_tiers(report, main))
 
 
 def seeds_score(reports: Sequence[Report], tier: str) -> float | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from nomoat import prices, spending
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines, sha256_file
-from nomoat.report_schema import ARMS, AdapterFacts, CompactRow, Cost, DataFacts, Gate, Leaks, LearningCurve, Neutral
+from nomoat.report_schema import ARMS, ASKED_ARMS, AdapterFacts, CompactRow, Cost, DataFacts, Gate, Leaks, LearningCurve, Neutral
 
 MAX_CURVE_POINTS = 400
 _DIGITS = 6  # of bits per byte in the compact rows
@@ -40,7 +40,7 @@ def checked(model: type[Found], value: Any, where: str) -> Found:
 def compact_rows(run_dir: Path) -> list[CompactRow]:
     """One record a held-out row, in the order of the base arm's file, with what every arm and baseline got on it."""
     rows: dict[str, CompactRow] = {}
-    for arm in ARMS:
+    for arm in (*ARMS, *ASKED_ARMS):
         for line in read_lines(run_dir / "eval" / f"{arm}.jsonl"):
             _values_of(rows, line).update(_measured(line, arm))
     for line in read_lines(run_dir / "eval" / "baselines.jsonl"):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 1
 ARMS = ("base", "few_shot", "adapter")
+ASKED_ARMS = ("merged",)  # only where a recipe or `make eval ARMS=` asks for them
 Interval = tuple[float, float]
 Verdict = Literal["better", "worse", "cannot tell"]
 CompactRow = tuple[str, str, str, str, dict[str, float | None]]
@@ -103,6 +104,8 @@ class Comparison(Part):
     tiers: dict[str, TierDifference]
     few_shot: dict[str, TierDifference]
     """By tier: the adapter against the base with examples in its prompt."""
+    merged: dict[str, TierDifference] = {}
+    """By tier: the adapter against itself merged into the 16-bit base."""
     families_below_baseline: dict[str, list[str]]
     """By tier: families whose adapter interval does not lie above both majority and nearest row."""
 

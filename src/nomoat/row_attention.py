@@ -26,12 +26,14 @@ class RowLayout:
     """Where the tokens of a packed sequence stand when its rows are put side by side.
 
     The sequence is `shared` tokens that every row begins with, then the rows' own, `lengths` of them. `index` (rows * longest,)
-    is the token at each place, the first one where a row has ended; `back` (tokens,) is the place of each token, for shared
-    ones that in the first row. Rows end on the right, so that under a causal mask no token looks at what fills them up.
+    is the token at each place, the first one where a row has ended; `back` (tokens,) is the place of each token, for shared ones that
+    in the first row. All rows get the length of the longest, rounded up to a `multiple`; they end on the right, so that under a
+    causal mask no token looks at what fills them up.
     """
 
-    def __init__(self, lengths: Sequence[int], shared: int = 0) -> None:
-        self.rows, self.longest, self.shared = len(lengths), shared + max(lengths), shared
+    def __init__(self, lengths: Sequence[int], shared: int = 0, multiple: int = 1) -> None:
+        self.rows, self.shared = len(lengths), shared
+        self.longest = -(-(shared + max(lengths)) // multiple) * multiple
         index: list[int] = []
         back = list(range(shared))
         start = shared

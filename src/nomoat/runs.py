@@ -74,6 +74,11 @@ def open_run(root: Path, name: str, *, identity: Mapping[str, Any], environment:
         number += 1
 
 
+def plain_name(text: str) -> str:
+    """`text` as part of a directory's name: letters, digits, dots, dashes and underscores, at most 40 of them."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40]
+
+
 def lock_run(path: Path) -> Run:
     """Hold an existing run directory, to score it again, say. Raises NomoatError where there is none or it is in use."""
     if not (path / "environment.json").exists():

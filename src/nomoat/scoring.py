@@ -23,6 +23,7 @@ from nomoat.score_specs import spec_problems
 from nomoat.sql_sandbox import QueryFailed, Result, Sandbox, is_ordered, queries_in, same_rows
 
 SCORER_VERSION = "1"
+LARGEST_TABLE = 4_000_000  # words of the output times words of the reference, which ROUGE-L looks at one by one
 LONGEST_OUTPUT = 200_000  # characters; or 20 times the reference, if that is more
 NOTE_LENGTH = 200
 
@@ -41,7 +42,10 @@ class Scorable(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """1 or 0 for a strict and a lenient reading; both None for a row that could not be scored, and `note` says why."""
+    """1 or 0 for a strict and a lenient reading; both None for a row that could not be scored, and `note` says why.
+
+    For open-ended rows, scored by likeness to one reference, `value` lies between 0 and 1 and there is no lenient reading.
+    """
 
     value: float | None
     lenient: float | None
@@ -190,6 +194,15 @@ def _wrong(sandbox: Sandbox, query: str, reference: Result, ordered: bool) -> st
     return "" if same_rows(found.rows, reference.rows, ordered=ordered) else "other rows than the reference"
 
 
+def _rouge_l(output: str, target: str, _spec: Spec) -> Score:
+    """F-measure of ROUGE-L (Lin, Text Summarization Branches Out, 2004): the longest common subsequence of words, without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer  # here: it brings nltk, which takes a second to import
+
+    if len(output.split()) * len(target.split()) > LARGEST_TABLE:
+        return Score(0.0, None, f"{len(output):,} characters: too long to be compared word by word")
+    return Score(float(RougeScorer(["rougeL"]).score(target, output)["rougeL"].fmeasure), None)
+
+
 _SCORERS: dict[str, Callable[[str, str, Spec], Score]] = {
     "exact": _exact,
     "json_fields": _json_fields,
@@ -199,6 +212,7 @@ _SCORERS: dict[str, Callable[[str, str, Spec], Score]] = {
     "contains": _contains,
     "number": _number,
     "choice": _choice,
+    "rouge_l": _rouge_l,
 }
 
 
@@ -218,4 +232,6 @@ def check_spec(spec: Spec | str, completion: str) -> list[str]:
     if problems or by == "choice":
         return problems
     own = score(completion, _Reference(completion, spec))
+    if by == "rouge_l" and own.value != 1:
+        return [f"ROUGE-L counts words of a to z and 0 to 9, and the completion {shown(completion)} has none of them"]
     return [] if own.value == 1 else [f"the row's own completion does not score 1 by {by}: {own.note or 'it does not match'}"]

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, devices, evaluation, gate, meters, prices, provenance, runs
+from nomoat import adapters, bases, devices, evaluation, gate, meters, prices, provenance, reference, runs
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.conversation import Conversation
@@ -233,4 +233,7 @@ class Work:
         write_atomically(self.folder / "report.html", render_html(report, self.folder))
         write_report(report, self.folder / "report.json")
         print_summary(report, self.console, where=str(self.folder / "report.html"))
+        published = reference.against_published(report, self.job.root / "recipes" / "reference")
+        if published:
+            self.console.print(f"published: this run {published}", highlight=False, soft_wrap=True)
         return self.folder / "report.html"

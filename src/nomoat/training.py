@@ -45,7 +45,7 @@ class Rows:
 
     def batch(self, rows: Sequence[Rendered]) -> dict[str, Any]:
         """One forward pass over `rows`."""
-        return packed_batch(rows, shared=self.shared) if self.packed else padded_batch(rows, self.pad_id)
+        return packed_batch(rows, shared=self.shared, rounded=True) if self.packed else padded_batch(rows, self.pad_id)
 
 
 def summed_loss(model: Any, batch: dict[str, Any]) -> Any:

@@ -1,0 +1,53 @@
+"""Do the 95 % intervals hold what they promise? Simulate a grid of cases and write the table.
+
+    python eval/coverage.py --trials 400 --out eval/COVERAGE.md
+
+Rows 20 to 400, rates 0.01 to 0.99, intra-group correlation 0 to 0.4, one, three and five seeds. Exit 1 if a cell covers less than 93 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nomoat.errors import RunFailed, run_script
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=400, help="simulated runs a cell, fewer for several seeds (default: 400)")
+    parser.add_argument("--out", type=Path, help="where the table goes (default: only printed)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from rich.console import Console
+
+    from nomoat import coverage
+    from nomoat.files import write_atomically
+    from nomoat.progress import Bar
+
+    cells = []
+    total = len(coverage.ROWS) * len(coverage.RATES) * len(coverage.CORRELATIONS) * (1 + len(coverage.SEEDS))
+    with Bar("cells", total, Console(stderr=True)) as bar:
+        for cell in coverage.grid(arguments.trials):
+            cells.append(cell)
+            bar.advance(1)
+    text = coverage.table(cells)
+    print(text)
+    if arguments.out:
+        write_atomically(arguments.out, f"{HEAD.format(trials=arguments.trials)}\n\n{text}\n")
+    low = coverage.failures(cells, arguments.trials)
+    if low:
+        raise RunFailed(f"{len(low)} cells cover less than {coverage.LOWEST:.0%}, such as {low[0]}")
+
+
+HEAD = """# Coverage of the intervals
+
+The share of simulated runs whose 95 % interval holds the true value, in per cent: the lowest over rates from 0.01 to 0.99, the rate where
+it is met, and the highest. Groups of 3 rows; {trials} runs a cell, divided by the number of seeds. A cell where no run had groups enough
+for an interval says so. Written by `python eval/coverage.py`."""
+
+if __name__ == "__main__":
+    run_script(main)
