@@ -60,6 +60,7 @@ def test_rows_of_ones_own_are_answered_in_every_arm_and_the_cost_of_training_com
     assert forbidden_traces(made, [*private_strings(environment(finished)), str(finished), "hunter2-hunter2"]) == []
 
 
+@pytest.mark.slow
 def test_the_new_directory_is_a_run_like_any_other(finished: Path) -> None:
     made, _ = score(finished, "--rows", "mine.jsonl", "eval.max_rows=20", out="as-a-run")
     again = run(finished, "eval/score.py", str(made))
@@ -95,6 +96,7 @@ def test_an_adapter_from_elsewhere_is_scored_without_a_price_it_did_not_pay(fini
     assert report.adapter.gate is not None and report.adapter.gate.checks[0].detail.endswith("tensors")
 
 
+@pytest.mark.slow
 def test_an_adapter_for_another_base_is_refused(finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
