@@ -15,8 +15,9 @@ from typing import Any
 from nomoat.conversation import Rendered
 
 IGNORED = -100  # the label that cross-entropy leaves out
-# Every shape that is new costs the matrix library a kernel of its own, and the heap pieces of another size: where each step had its own
-# lengths, sixty steps grew by 0.7 GB and lost some of their speed (recipes/LOG.md). Rounded up, a few shapes come again and again, for 4 % more tokens.
+# Every shape that is new costs the matrix library a kernel of its own, and the heap pieces of another size: where each step had its
+# own lengths, sixty steps grew by 0.7 GB and lost some of their speed (recipes/LOG.md). Rounded up, a few shapes come again and
+# again, for 4 % more tokens.
 ROUND_TOKENS, ROUND_ROWS, ROUND_LABELS = 32, 16, 16
 TOLERANCE = 1e-4  # packed and alone must agree to this, relative to the largest logit, in float32
 
