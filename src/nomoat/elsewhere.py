@@ -98,7 +98,7 @@ def _loaded(recipe: Recipe, run_dir: Path, wanted: Wanted, root: Path, trained_o
     found = leaks.audit(rows.train, rows.validation, heldout, user_data=True)
     if not found.clean and recipe.data.allow_leaks is None:
         raise NomoatError(
-            f"{wanted.rows} has rows that {run_dir.name} was trained on ({leaks.told(found)}\n"
+            f"{wanted.rows} has rows that {run_dir.name} was trained on {leaks.told(found)}\n"
             "Remove them, or state why it is acceptable: SET='data.allow_leaks=\"reason\"'"
         )
     return Loaded(rows, loaded.examples, found)

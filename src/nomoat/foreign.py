@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nomoat.adapters import CONFIG, WEIGHTS
+from nomoat.adapters import CONFIG, WEIGHTS, AdapterSize, adapter_facts, adapter_tensors
 from nomoat.bases import BaseFiles
 from nomoat.errors import NomoatError
-from nomoat.files import read_json, sha256_file
+from nomoat.files import read_json, write_json
 from nomoat.gate import Check
 from nomoat.recipe import Lora
 
@@ -94,8 +94,6 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def copy_adapter(source: Path, target: Path, files: BaseFiles) -> None:
     """Weights and config into a run directory; the config names the base that is used, not a path of its author's machine."""
-    from nomoat.files import write_json
-
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
     config = {**_config(source), "base_model_name_or_path": files.name, "revision": files.revision, "inference_mode": True}
@@ -105,8 +103,6 @@ def copy_adapter(source: Path, target: Path, files: BaseFiles) -> None:
 def check_places(adapted: Any, folder: Path) -> Check:
     """Every tensor of the file against the adapter that was made from it; NomoatError where one has no place or another shape."""
     from safetensors import safe_open
-
-    from nomoat.adapters import adapter_tensors
 
     loaded = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(adapted).items()}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -126,14 +122,5 @@ def foreign_facts(folder: Path, adapted: Any, lora: Lora, files: BaseFiles) -> d
     """The adapter block of a report."""
     trainable = sum(tensor.numel() for name, tensor in adapted.named_parameters() if ".lora_" in name)
     base = sum(tensor.numel() for name, tensor in adapted.named_parameters() if ".lora_" not in name)
-    return {
-        "method": lora.method,
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "parameters": trainable,
-        "base_parameters": base,
-        "bytes": (folder / WEIGHTS).stat().st_size,
-        "base_bytes_16bit": 2 * base,
-        "base_bytes_download": files.identity["download_bytes"],
-        "sha256": sha256_file(folder / WEIGHTS),
-    }
+    places = sum(".lora_A" in name for name, _ in adapted.named_parameters())
+    return adapter_facts(AdapterSize(trainable, base, places), lora, folder, files)

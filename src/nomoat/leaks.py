@@ -63,7 +63,7 @@ def told(found: LeakReport) -> str:
     """The counts and up to five examples, to be put into an error message."""
     examples = "\n".join(f"  {leak.kind}: {leak.row_id} repeats {leak.seen_id}: {leak.text[:80]!r}" for leak in found.examples[:5])
     counts = f"{found.exact} exact, {found.masked} with slots masked, {found.ngram} by {GRAM} words"
-    return f"{counts}), so a score would mean nothing:\n{examples}"
+    return f"({counts}), so a score would mean nothing:\n{examples}"
 
 
 def masked_text(row: Row) -> str:

@@ -60,7 +60,7 @@ def load_rows(recipe: Recipe, root: Path) -> Loaded:
 
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
     return (
-        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows ({told(leaks)}\n"
+        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows {told(leaks)}\n"
         'Remove them, give rows that belong together one `group`, or state why it is acceptable: data.allow_leaks: "reason"'
     )
 
