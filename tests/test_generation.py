@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from nomoat.bases import load_model, load_tokenizer
+from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
-from nomoat.generation import Generator, Question, batch_plan, bits_per_byte
+from nomoat.generation import Generator, batch_plan, bits_per_byte
+from nomoat.row_attention import TailLayout
 from tests.tiny import make_base, make_rows
 
 
@@ -25,22 +27,35 @@ def load(folder: Path, architecture: str) -> tuple[Any, Conversation, list[Quest
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])
-def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "falcon", "gemma3_text"])
+def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architecture: str, packed: bool) -> None:
     model, talk, questions = load(tmp_path, architecture)
+    stock, _, _ = load(tmp_path, architecture)
+    assert not packed or pack_answers_if_safe(model, questions[:2]) is (architecture not in ("falcon", "gemma3_text"))
     answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(questions)
     for question, answer, likelihood in zip(questions, answers, likelihoods, strict=True):
         ids = torch.tensor([question.prompt])
-        alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        alone = stock.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
         expected = [token for token in alone[0, len(question.prompt) :].tolist() if token not in talk.stop_ids]
         assert list(answer.ids) == expected
-        assert likelihood == pytest.approx(alone_likelihood(model, question), rel=1e-4)
+        assert likelihood == pytest.approx(alone_likelihood(stock, question), rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "falcon"])
+def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, talk, questions = load(tmp_path, "llama")
+    expected = Generator(model, talk, max_new_tokens=6).answer(questions)
+    blind = TailLayout._mask
+    monkeypatch.setattr(TailLayout, "_mask", lambda *given: torch.zeros_like(blind(*given)))  # tokens that see what follows them
+    assert not pack_answers_if_safe(model, questions[:2])
+    assert Generator(model, talk, max_new_tokens=6).answer(questions) == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "packed llama", "gpt2", "falcon"])
 @pytest.mark.parametrize("kept", [0, 1, 5, 11, 12])
 def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tmp_path: Path, architecture: str, kept: int) -> None:
-    model, talk, questions = load(tmp_path, architecture)
+    model, talk, questions = load(tmp_path, architecture.removeprefix("packed "))
+    assert not architecture.startswith("packed") or pack_answers_if_safe(model, questions[:2])
     plain, _ = Generator(model, talk, max_new_tokens=12).answer([Question(q.key, q.prompt, (q.reference[-1],)) for q in questions])
     stop = questions[0].reference[-1]
     drafted = [  # of every second row the first `kept` tokens are what the model says, then comes something else

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nomoat import adapters, bases, evaluation, gate
+from nomoat.beginnings import pack_answers_if_safe
 from nomoat.conversation import Conversation
 from nomoat.files import write_json, write_lines
 from nomoat.generation import bits_per_byte
@@ -46,7 +47,10 @@ class Arms:
         self.run.record(arms_from_one_load=same)
 
     def _load_base(self) -> Any:
-        return bases.load_model(self.job.files, precision=self.job.scoring_precision, device=self.job.device.kind)
+        model = bases.load_model(self.job.files, precision=self.job.scoring_precision, device=self.job.device.kind)
+        arm = self.list[0]
+        pack_answers_if_safe(model, [evaluation.question_of(row, arm, self.conversation) for row in arm.rows[:2]])
+        return model
 
     def score(self, arm: evaluation.Arm) -> list[dict[str, Any]]:
         """The arm's records; those of an untouched base are taken over where this machine has made them before."""

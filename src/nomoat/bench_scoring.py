@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nomoat import adapters, bases, devices, evaluation
+from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
-from nomoat.generation import Answer, Generator, Question
+from nomoat.generation import Answer, Generator
 from nomoat.packed_linear import pack_linears
 from nomoat.preparing import load_rows
 from nomoat.rows import load_heldout
@@ -66,10 +67,12 @@ class ScoringBench:
         self.precision = devices.scoring_precision(devices.training_precision(self.recipe, self.device), self.device)
         files = bases.fetch_base(self.recipe.base)
         self.conversation = Conversation(bases.load_tokenizer(files))
-        self.ours = pack_linears(adapters.load_adapter(self._base(files), run_dir / "adapter"))
         self.stock = self._as_peft_loads(files, run_dir / "adapter")
         heldout = evaluation.choose_heldout(load_heldout(run_dir / "heldout.jsonl"), self.recipe.eval)
         self.arms = evaluation.make_arms(self.recipe.eval.arms, heldout, load_rows(self.recipe, root).examples)
+        base = self._base(files)
+        pack_answers_if_safe(base, [evaluation.question_of(row, self.arms[0], self.conversation) for row in heldout[:2]])
+        self.ours = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
 
     def _base(self, files: bases.BaseFiles) -> Any:
         return bases.load_model(files, precision=self.precision, device=self.device.kind)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.bases import BaseFiles, cache_folder
+from nomoat.beginnings import Question
 from nomoat.conversation import Conversation
 from nomoat.files import read_lines, sha256_of, write_lines
-from nomoat.generation import Generator, Question, batch_plan
+from nomoat.generation import Generator, batch_plan
 from nomoat.recipe import Eval
 from nomoat.rows import Row
 from nomoat.scoring import SCORER_VERSION, score
@@ -129,7 +130,7 @@ def decoding_of(settings: Eval, dtype: str, device: str) -> dict[str, Any]:
         "max_new_tokens": settings.max_new_tokens,
         "batch_rows": settings.batch_rows,
         "order": "longest prompt first, few_shot by family",
-        "padding": "left",
+        "prompts": "end to end where that is safe, else padded on the left" if device == "cpu" else "padded on the left",
         "dtype": dtype,
         "device": device,
     }

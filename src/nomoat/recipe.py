@@ -124,7 +124,7 @@ class Eval(Section):
     primary: Tier = "phrasing"
     max_rows: int = Field(default=500, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
-    batch_rows: int = Field(default=32, ge=1)
+    batch_rows: int = Field(default=64, ge=1)
     expect_no_gain: bool = False  # memo experiments: an adapter that gains nothing is then a finding, not a failure
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -79,10 +80,60 @@ class RowLayout:
         apart = self._apart(gradient, heads)
         return apart.new_zeros(len(apart), len(self.back), apart.shape[2]).index_add_(1, self.index, apart)[None]
 
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Attention of each row over itself; (1, all heads, tokens, size) as `query`."""
+        out: torch.Tensor = _Attention.apply(query, key, value, self, scaling)
+        return out
+
     def _apart(self, states: torch.Tensor, heads: int) -> torch.Tensor:
         groups = states.shape[1] // self.longest
         apart = states.view(heads, self.rows, groups, self.longest, -1).transpose(1, 2)
         return apart.reshape(heads * groups, self.rows * self.longest, -1)
+
+
+class TailLayout:
+    """Rows' own tokens end to end, where the `shared` tokens that all of them begin with have been computed before: for inference only.
+
+    `ends` (rows,) is where each row ends in the sequence. Keys and values are the shared tokens, then the sequence.
+    """
+
+    def __init__(self, lengths: Sequence[int], shared: int) -> None:
+        self.rows, self.shared, self.longest = len(lengths), shared, max(lengths)
+        self.ends = list(accumulate(lengths))
+        self.starts = [end - length for end, length in zip(self.ends, lengths, strict=True)]
+        spans = list(zip(self.starts, lengths, strict=True))
+        self.index = torch.tensor([place for start, n in spans for place in (*range(start, start + n), *[0] * (self.longest - n))])
+        self.back = torch.tensor([row * self.longest + place for row, n in enumerate(lengths) for place in range(n)])
+        own = self.index.view(self.rows, self.longest) + shared
+        self.keys = torch.cat([torch.arange(shared).expand(self.rows, -1), own], dim=1).flatten()
+        self._masks: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        """softmax(scaling * Q K^T + mask) V of each row over the shared tokens and itself; (1, heads, tokens, size) as `query`."""
+        heads, groups, size = key.shape[1], query.shape[1] // key.shape[1], query.shape[-1]
+        q = query[0].index_select(1, self.index).view(heads, groups, self.rows, self.longest, size).transpose(1, 2)
+        k, v = (states[0].index_select(1, self.keys).view(heads * self.rows, -1, size) for states in (key, value))
+        q = q.reshape(heads * self.rows, groups * self.longest, size)
+        p = torch.baddbmm(self._mask(q.dtype, groups), q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+        apart = (p @ v).view(heads, self.rows, groups, self.longest, size).transpose(1, 2)
+        return apart.reshape(heads * groups, self.rows * self.longest, size).index_select(1, self.back)[None]
+
+    def _mask(self, dtype: torch.dtype, groups: int) -> torch.Tensor:
+        if (dtype, groups) not in self._masks:
+            seen = torch.ones(self.longest, self.shared + self.longest, dtype=torch.bool).tril(self.shared)
+            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
+            self._masks[dtype, groups] = mask.repeat(groups, 1)[None]
+        return self._masks[dtype, groups]
+
+    def side_by_side(self, lengths: Sequence[int], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys' places (rows, longest) when each row keeps its first `lengths` tokens, all end together, and the mask of the real ones."""
+        longest = self.shared + max(lengths)
+        rows = [
+            [0] * (longest - self.shared - n) + list(range(self.shared)) + list(range(self.shared + start, self.shared + start + n))
+            for start, n in zip(self.starts, lengths, strict=True)
+        ]
+        real = [[0] * (longest - self.shared - n) + [1] * (self.shared + n) for n in lengths]
+        return torch.tensor(rows, device=device), torch.tensor(real, device=device)
 
 
 class _Attention(torch.autograd.Function):
@@ -117,13 +168,30 @@ def row_attention(module: Any, query: Any, key: Any, value: Any, attention_mask:
 
     layout = options.pop("row_layout", None)
     plain = not options.get("dropout") and all(options.get(name) is None for name in NOT_OURS)
-    if layout is not None and layout.shared and not plain:
+    if layout is not None and not plain and (layout.shared or isinstance(layout, TailLayout)):
         raise ValueError("rows share their first tokens, and this layer's attention (dropout, a window, sinks) cannot tell them apart")
-    if layout is None or not plain:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    scaling = options.get("scaling")
-    out = _Attention.apply(query, key, value, layout, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return out.transpose(1, 2).contiguous(), None
+    scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    if plain and layout is not None:
+        return layout.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    if plain and query.shape[2] == 1 and not torch.is_grad_enabled():
+        return _decode(query, key, value, attention_mask, scaling), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """Attention of one new token a row, (rows, heads, 1, size) -> (rows, 1, heads, size): the query heads of a key head are one product.
+
+    32 rows of 330 tokens, 9 query and 3 key heads of 64: 1.2 ms a layer where scaled_dot_product_attention took 1.8.
+    """
+    rows, heads, tokens, size = key.shape
+    q = query.reshape(rows * heads, -1, size)
+    k, v = (states.reshape(rows * heads, tokens, size) for states in (key, value))
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scaling)
+    if mask is not None:
+        by_row = scores.view(rows, -1, tokens)
+        seen = mask[:, 0, -1:, :tokens]
+        by_row.masked_fill_(~seen, float("-inf")) if seen.dtype == torch.bool else by_row.add_(seen)
+    return torch.bmm(scores.softmax(-1), v).view(rows, 1, -1, size)
 
 
 def use_row_attention(model: Any) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomoat.beginnings import Question
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
-from nomoat.generation import Generator, Question
+from nomoat.generation import Generator
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import load_recipe
 

@@ -1,0 +1,227 @@
+"""Prompts and references of a batch, before the first token is generated: likelihoods, and how far each answer is known already.
+
+What the prompts have in common is computed once. The pass that measures a reference also tells how far the model would have said
+the same: greedy decoding starts from there (speculative decoding, Leviathan et al. 2023, arXiv:2211.17192, with the reference as
+the draft). Where the model has been switched to attention row by row, prompts and references are computed end to end, without
+padding; else side by side, prompts padded on the left and references on the right.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from nomoat.packing import TOLERANCE, common_prefix, two_layer_copy
+
+Ids = tuple[int, ...]
+CHUNK = 64  # rows of logits that are float32 at a time: 13 MB for 49,152 words
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to answer and the reference whose likelihood is measured on the way."""
+
+    key: str
+    prompt: Ids
+    reference: Ids
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A batch whose rows stand side by side in `cache`, ending together: prompt, then what the model says as the reference does.
+
+    `mask` (rows, tokens) is 0 where a row has not begun; `logits` (rows, vocabulary) are those of the next token; `agreed` are the
+    tokens known already, at most `limit` and never the reference's last, which is a stop; `likelihoods` are of whole references, in nats.
+    """
+
+    cache: Any
+    mask: Any
+    logits: Any
+    agreed: list[Ids]
+    likelihoods: list[float]
+
+
+def forward(model: Any, ids: Any, mask: Any, cache: Any, **options: Any) -> Any:
+    """Logits (rows, new tokens or those kept, vocabulary) of tokens that follow what is in `cache`; `mask` covers both."""
+    if _takes_positions(model):
+        options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp(min=0)
+    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options).logits
+
+
+def _takes_positions(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "position_ids" in inspect.signature(inner.forward).parameters
+
+
+def begin_padded(model: Any, batch: Sequence[Question], *, pad_id: int, limit: int) -> Begun:
+    """For any model: prompts padded on the left, then references on the right of them, then both moved together.
+
+    A window counts places, not positions: with one, nothing is shared, since padding would stand between what is and the rest.
+    """
+    import torch
+
+    from nomoat.caches import roomy_cache
+
+    shared, cache = (0, roomy_cache()) if _has_window(model) else _share(model, batch)
+    mask = torch.ones((len(batch), shared), dtype=torch.long, device=model.device)
+    if shared:
+        cache.batch_repeat_interleave(len(batch))
+    prompts, real = _side_by_side([question.prompt[shared:] for question in batch], pad_id, model.device, left=True)
+    mask = torch.cat([mask, real], dim=1)
+    first = forward(model, prompts, mask, cache, logits_to_keep=1)[:, -1]
+    targets, real = _side_by_side([question.reference for question in batch], pad_id, model.device, left=False)
+    later = first[:, None][:, :0]
+    if targets.shape[1] > 1:
+        later = forward(model, targets[:, :-1], torch.cat([mask, real[:, :-1]], dim=1), cache)
+    rows = (torch.cat([first[n, None], later[n, : len(question.reference) - 1]]) for n, question in enumerate(batch))
+    known = _compare(batch, rows, limit)
+    places, mask = _moved_right(mask, torch.tensor(known.counts, device=mask.device))
+    for layer in _layers(cache):
+        where = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
+        layer.keys, layer.values = layer.keys.gather(2, where), layer.values.gather(2, where)
+    return _begun(batch, cache, mask, known)
+
+
+def _has_window(model: Any) -> bool:
+    config = model.config.get_text_config()
+    return any("full" not in kind for kind in getattr(config, "layer_types", None) or []) or bool(getattr(config, "sliding_window", None))
+
+
+def begin_packed(model: Any, batch: Sequence[Question], *, pad_id: int, limit: int) -> Begun:
+    """For a model with row attention: all prompts and references end to end in one pass; nothing is padded, so `pad_id` is not used."""
+    import torch
+
+    from nomoat.row_attention import TailLayout
+
+    shared, cache = _share(model, batch)
+    tails = [(*question.prompt[shared:], *question.reference[:-1]) for question in batch]
+    layout = TailLayout([len(tail) for tail in tails], shared)
+    spans = [len(question.reference) for question in batch]  # logits wanted of each row: its last ones
+    ends = torch.tensor(layout.ends)
+    device = model.device
+    logits = model(
+        input_ids=torch.tensor([[token for tail in tails for token in tail]], device=device),
+        position_ids=torch.tensor([[shared + place for tail in tails for place in range(len(tail))]], device=device),
+        past_key_values=cache,
+        use_cache=True,
+        row_layout=layout,
+        logits_to_keep=torch.cat([torch.arange(end - span, end) for end, span in zip(ends.tolist(), spans, strict=True)]).to(device),
+    ).logits[0]
+    known = _compare(batch, logits.split(spans), limit)
+    places, mask = layout.side_by_side([len(q.prompt) - shared + count for q, count in zip(batch, known.counts, strict=True)], device)
+    for layer in _layers(cache):
+        layer.keys, layer.values = (_unpacked(states, places) for states in (layer.keys, layer.values))
+    return _begun(batch, cache, mask, known)
+
+
+def pack_answers_if_safe(model: Any, probe: Sequence[Question]) -> bool:
+    """Switch a model on a CPU to row attention if that begins the questions of `probe` as padding does; returns whether it did.
+
+    Checked on a float32 copy of the first two layers, as packing is for training.
+    """
+    from nomoat.row_attention import use_row_attention
+
+    if model.device.type != "cpu" or not use_row_attention(model):
+        return False
+    with suppress(ValueError):  # a layer whose attention cannot keep rows apart says so
+        if _same_beginnings(two_layer_copy(model), probe):
+            return True
+    model.set_attn_implementation("sdpa")
+    return False
+
+
+def _same_beginnings(model: Any, probe: Sequence[Question]) -> bool:
+    import torch
+
+    with torch.inference_mode():
+        packed, padded = (begin(model, probe, pad_id=0, limit=1) for begin in (begin_packed, begin_padded))
+    if packed.agreed != padded.agreed:
+        return False
+    error = (packed.logits - padded.logits).abs().max() / padded.logits.abs().max()
+    likelihoods = torch.tensor(packed.likelihoods), torch.tensor(padded.likelihoods)
+    return float(error) <= TOLERANCE and torch.allclose(*likelihoods, rtol=TOLERANCE, atol=0)
+
+
+def _begun(batch: Sequence[Question], cache: Any, mask: Any, known: _Known) -> Begun:
+    import torch
+
+    agreed = [question.reference[:count] for question, count in zip(batch, known.counts, strict=True)]
+    return Begun(cache, mask, torch.stack(known.logits), agreed, known.likelihoods)
+
+
+def _share(model: Any, batch: Sequence[Question]) -> tuple[int, Any]:
+    """How many tokens all prompts begin with, and a cache (one row) that holds them."""
+    import torch
+
+    from nomoat.caches import roomy_cache
+
+    cache = roomy_cache()
+    shared = common_prefix([question.prompt for question in batch])
+    if shared:
+        ids = torch.tensor([batch[0].prompt[:shared]], device=model.device)
+        forward(model, ids, torch.ones_like(ids), cache, logits_to_keep=1)
+    return shared, cache
+
+
+def _side_by_side(rows: Sequence[Ids], pad_id: int, device: Any, *, left: bool) -> tuple[Any, Any]:
+    """Token ids (rows, longest), padded, and the mask that says which are real."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    fill = [longest - len(row) for row in rows]
+    ids = [[pad_id] * n + list(row) if left else list(row) + [pad_id] * n for n, row in zip(fill, rows, strict=True)]
+    real = [[0] * n + [1] * len(row) if left else [1] * len(row) + [0] * n for n, row in zip(fill, rows, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(real, device=device)
+
+
+@dataclass
+class _Known:
+    """Of each reference its log-likelihood, how many of its tokens the model would say itself, and its logits after those."""
+
+    likelihoods: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    logits: list[Any] = field(default_factory=list)
+
+
+def _compare(batch: Sequence[Question], logits: Iterable[Any], limit: int) -> _Known:
+    """What each row's `logits` (reference tokens, vocabulary) say; a reference's stop is not counted, and `limit` tokens at most are."""
+    import torch
+
+    known = _Known()
+    for question, predicted in zip(batch, logits, strict=True):
+        targets = torch.tensor(question.reference, device=predicted.device)
+        total = 0.0
+        for part, wanted in zip(predicted.split(CHUNK), targets.split(CHUNK), strict=True):
+            total += float(part.float().log_softmax(-1).gather(1, wanted[:, None]).sum())
+        said = (predicted.argmax(-1) == targets)[:-1].long().cumprod(0).sum()
+        known.likelihoods.append(total)
+        known.counts.append(min(int(said), limit))
+        known.logits.append(predicted[known.counts[-1]].clone())  # not a view that keeps all of them
+    return known
+
+
+def _moved_right(mask: Any, kept: Any) -> tuple[Any, Any]:
+    """Where each row's tokens stand now if it keeps `kept` (rows,) of those after its prompt and ends with the others, and its mask.
+
+    `mask` (rows, prompt tokens) is that of the prompts.
+    """
+    import torch
+
+    rows, prompt = mask.shape
+    most = int(kept.max())
+    source = torch.arange(prompt + most, device=mask.device)[None, :] - (most - kept)[:, None]
+    full = torch.cat([mask, torch.ones((rows, most), dtype=mask.dtype, device=mask.device)], dim=1)
+    return source.clamp(min=0), torch.where(source >= 0, full.gather(1, source.clamp(min=0)), 0)
+
+
+def _unpacked(states: Any, places: Any) -> Any:
+    """(1, heads, tokens, size) -> (rows, heads, longest, size), each row's tokens taken from `places` (rows, longest)."""
+    rows, longest = places.shape
+    return states[0].index_select(1, places.flatten()).unflatten(1, (rows, longest)).transpose(0, 1).contiguous()
+
+
+def _layers(cache: Any) -> list[Any]:
+    return [layer for layer in cache.layers if layer.is_initialized]
