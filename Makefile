@@ -50,6 +50,13 @@ try: $(READY)
 bench: $(if $(RUN),$(READY),$(VENV)/.bench)
 	$(PY) $(if $(RUN),eval/speed.py $(RUN),train/bench.py $(RECIPE)) $(SET)
 
+.PHONY: harness  ## Install lm-evaluation-harness, for recipes with eval.harness
+harness: $(VENV)/.harness
+
+$(VENV)/.harness: $(READY)
+	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[harness]'
+	@touch $@
+
 $(VENV)/.bench: $(READY)
 	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
 	@touch $@

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from nomoat import adapters, bases, evaluation, gate
-from nomoat.beginnings import pack_answers_if_safe
+from nomoat import adapters, bases, evaluation, gate, harness
 from nomoat.conversation import Conversation
 from nomoat.files import write_json, write_lines
 from nomoat.generation import bits_per_byte
@@ -48,8 +47,7 @@ class Arms:
 
     def _load_base(self) -> Any:
         model = bases.load_model(self.job.files, precision=self.job.scoring_precision, device=self.job.device.kind)
-        arm = self.list[0]
-        pack_answers_if_safe(model, [evaluation.question_of(row, arm, self.conversation) for row in arm.rows[:2]])
+        evaluation.settle_answers(model, self.list[0], self.conversation)
         return model
 
     def score(self, arm: evaluation.Arm) -> list[dict[str, Any]]:
@@ -80,6 +78,20 @@ class Arms:
         base = bases.load_model(self.job.files, precision=sixteen, device=self.job.device.kind)
         merged = adapters.load_adapter(base, self.run.path / "adapter").merge_and_unload(safe_merge=True)
         return pack_linears(merged.float() if self.job.device.kind == "cpu" else merged)
+
+    def run_harness(self) -> None:
+        """Standard benchmarks on base and adapter, where the recipe names some."""
+        tasks = self.job.benchmarks
+        if tasks is None:
+            return
+        settings, tokenizer = self.job.recipe.eval, self.conversation.tokenizer
+        with self.ledger.segment("harness") as segment, segment.computing():
+            base = harness.ask(tasks, self.base, tokenizer, settings, adapter=False)
+            adapter = harness.ask(tasks, self.adapted, tokenizer, settings, adapter=True)
+        write_lines(self.run.path / "eval" / "harness.jsonl", list(harness.lines(base, adapter)))
+        write_json(
+            self.run.path / "eval" / "harness.json", harness.facts(base, settings, chat_template=tokenizer.chat_template is not None)
+        )
 
     def read_neutral_text(self) -> None:
         """Bits per byte on a fixed text that has nothing to do with the task, for what was forgotten."""

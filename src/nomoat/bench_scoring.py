@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat import adapters, bases, devices, evaluation
-from nomoat.beginnings import Question, pack_answers_if_safe
+from nomoat.beginnings import Question
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
 from nomoat.generation import Answer, Generator
@@ -71,7 +71,7 @@ class ScoringBench:
         heldout = evaluation.choose_heldout(load_heldout(run_dir / "heldout.jsonl"), self.recipe.eval)
         self.arms = evaluation.make_arms(self.recipe.eval.arms, heldout, load_rows(self.recipe, root).examples)
         base = self._base(files)
-        pack_answers_if_safe(base, [evaluation.question_of(row, self.arms[0], self.conversation) for row in heldout[:2]])
+        evaluation.settle_answers(base, self.arms[0], self.conversation)
         self.ours = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
 
     def _base(self, files: bases.BaseFiles) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, devices, foreign, gate, leaks, meters, runs
+from nomoat import adapters, bases, devices, foreign, gate, harness, leaks, meters, runs
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines, sha256_file, write_atomically, write_json, write_lines
@@ -65,7 +65,8 @@ def plan(run_dir: Path, wanted: Wanted, root: Path) -> Planned:
     device = devices.choose_device(recipe.hardware)
     began = time.monotonic()
     files = bases.fetch_base(recipe.base)
-    job = Job(recipe, root, device, loaded, files, devices.training_precision(recipe, device), time.monotonic() - began)
+    took = time.monotonic() - began
+    job = Job(recipe, root, device, loaded, files, devices.training_precision(recipe, device), took, harness.load_tasks(recipe.eval))
     stated = [Path(str(name).partition("@")[0]).name.removesuffix(".jsonl") for name in (wanted.rows, wanted.adapter) if name]
     title = "-".join(runs.plain_name(name) for name in stated) or "again"
     return Planned(job, run_dir, folder, wanted.adapter is not None, title)

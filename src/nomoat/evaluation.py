@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.bases import BaseFiles, cache_folder
-from nomoat.beginnings import Question
+from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
 from nomoat.files import read_lines, sha256_of, write_lines
 from nomoat.generation import Generator, batch_plan
@@ -84,6 +84,11 @@ def score_arm(
                 records[number] = _record(arm.rows[number], text, answer.stopped, len(answer.ids), likelihood)
             on_rows(len(batch))
     return [record for record in records if record is not None]
+
+
+def settle_answers(model: Any, arm: Arm, conversation: Conversation) -> bool:
+    """Have a freshly loaded base answer the arm's rows end to end where that is safe; see beginnings.py."""
+    return pack_answers_if_safe(model, [question_of(row, arm, conversation) for row in arm.rows[:2]])
 
 
 def question_of(row: Row, arm: Arm, conversation: Conversation) -> Question:

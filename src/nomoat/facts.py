@@ -28,6 +28,7 @@ PHASE_WORDS = {
     "score_few_shot": "score the base with examples",
     "score_adapter": "score the adapter",
     "score_merged": "score the merged model",
+    "harness": "standard benchmarks",
     "report": "write the report",
 }
 
@@ -156,6 +157,17 @@ def score_notes(report: Report) -> list[str]:
     if heldout and heldout.scored < heldout.available:
         notes.append(f"{heldout.scored} of {heldout.available} held-out rows were scored.")
     return notes
+
+
+def harness_notes(report: Report) -> list[str]:
+    """How the standard benchmarks were asked."""
+    found = report.harness
+    if found is None:
+        return []
+    asked = "through the base's chat template" if found.chat_template else "as plain text"
+    limit = f", the first {found.limit:,} documents of each task" if found.limit else ""
+    tasks = "; ".join(f"{name} version {of.get('version')}, {of.get('num_fewshot') or 0}-shot" for name, of in found.tasks.items())
+    return [f"lm-evaluation-harness {found.lm_eval}, {asked}{limit}; {tasks}. Which tasks the base's makers trained on is not known."]
 
 
 def _merged(tier: str, report: Report) -> str:

@@ -26,7 +26,20 @@ from nomoat.spending import Cost, Totals, cost, totals
 
 __all__ = ["Cost", "Ledger", "Segment", "Totals", "cost", "read_segments", "totals"]
 HEARTBEAT_SECONDS = 5.0
-PHASES = ("start", "fetch", "load", "prepare", "train", "gate", "score_base", "score_few_shot", "score_adapter", "score_merged", "report")
+PHASES = (
+    "start",
+    "fetch",
+    "load",
+    "prepare",
+    "train",
+    "gate",
+    "score_base",
+    "score_few_shot",
+    "score_adapter",
+    "score_merged",
+    "harness",
+    "report",
+)
 Record = dict[str, Any]
 
 

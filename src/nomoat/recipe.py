@@ -125,6 +125,9 @@ class Eval(Section):
     max_rows: int = Field(default=500, ge=1)
     max_new_tokens: int = Field(default=256, ge=1)
     batch_rows: int = Field(default=64, ge=1)
+    harness: Annotated[tuple[str, ...], Field(strict=False)] = ()  # tasks of lm-evaluation-harness: its names, or YAML files
+    harness_limit: int | None = Field(default=None, ge=1)  # documents of each task, the first ones
+    harness_batch_rows: int = Field(default=8, ge=1)
     expect_no_gain: bool = False  # memo experiments: an adapter that gains nothing is then a finding, not a failure
 
     @model_validator(mode="after")

@@ -147,12 +147,18 @@ def _with_portable_paths(recipe: Recipe, folder: Path) -> Recipe:
         base = base.model_copy(update={"path": portable(folder / Path(base.path).expanduser())})
     if is_file_of_rows(data.rows):
         data = data.model_copy(update={"rows": portable(folder / Path(data.rows).expanduser())})
-    return recipe.model_copy(update={"base": base, "data": data})
+    tasks = tuple(portable(folder / Path(task).expanduser()) if is_task_file(task) else task for task in recipe.eval.harness)
+    return recipe.model_copy(update={"base": base, "data": data, "eval": recipe.eval.model_copy(update={"harness": tasks})})
 
 
 def is_file_of_rows(rows: str) -> bool:
     """Whether `data.rows` names a file rather than a shipped set."""
     return Path(rows).suffix in (".jsonl", ".csv", ".parquet") or os.sep in rows
+
+
+def is_task_file(task: str) -> bool:
+    """Whether an entry of `eval.harness` names a file rather than a task that the harness knows."""
+    return Path(task).suffix in (".yaml", ".yml")
 
 
 def portable(path: Path) -> str:

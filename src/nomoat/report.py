@@ -25,12 +25,13 @@ from nomoat.report_parts import (
     compact_rows,
     data_facts,
     file_hashes,
+    harness_facts,
     learning_curve,
     neutral_text,
     optional_json,
     run_cost,
 )
-from nomoat.report_schema import SCHEMA_VERSION, Report
+from nomoat.report_schema import SCHEMA_VERSION, Harness, Report
 from nomoat.samples import side_by_side
 from nomoat.strict_yaml import parse_yaml
 from nomoat.wording import failure_reason
@@ -59,6 +60,7 @@ def build_report(run_dir: Path) -> Report:
         "baselines": found.baselines,
         "comparison": found.comparison,
         "neutral": neutral_text(run_dir),
+        "harness": harness_facts(run_dir),
         "cost": run_cost(run_dir, environment),
         "adapter": adapter,
         "data": data,
@@ -103,6 +105,11 @@ def verify_files(report: Report, run_dir: Path) -> None:
             raise NomoatError(f"{run_dir / name} is not the file the report was made from (its sha256 differs): score the run again")
     if compact_rows(run_dir) != report.rows:
         raise NomoatError(f"{run_dir / 'report.json'}: rows: they are not those of eval/*.jsonl: score the run again")
+    _compare(_harness(report.harness), _harness(harness_facts(run_dir)), "harness", run_dir / "report.json")
+
+
+def _harness(found: Harness | None) -> Any:
+    return None if found is None else found.model_dump(mode="json")
 
 
 def _text(path: Path) -> str:

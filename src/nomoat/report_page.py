@@ -70,6 +70,7 @@ def _filters() -> dict[str, Any]:
         "signed_interval": lambda value: _unbroken_interval(value, signed=True),
         "tier_words": wording.tier_words,
         "mark": mark,
+        "metric": wording.metric,
         "p_value": wording.p_value,
         "tone": lambda verdict: TONES.get(verdict, TONES["cannot tell"])[0],
         "shown_json": lambda value: excerpt(json.dumps(value, ensure_ascii=False, indent=1)),
@@ -127,6 +128,7 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
             for name, seconds in facts.phase_seconds(report)
         ],
         "lost": facts.lost_sentences(report),
+        "harness": facts.harness_notes(report),
         "data": facts.data_sentences(report),
         "provenance": _leaves(report.provenance),
         "recipe": _leaves(report.recipe),

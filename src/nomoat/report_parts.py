@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nomoat import prices, spending
+from nomoat.benchmarks import benchmarks
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines, sha256_file
-from nomoat.report_schema import ARMS, ASKED_ARMS, AdapterFacts, CompactRow, Cost, DataFacts, Gate, Leaks, LearningCurve, Neutral
+from nomoat.report_schema import ARMS, ASKED_ARMS, AdapterFacts, CompactRow, Cost, DataFacts, Gate, Harness, Leaks, LearningCurve, Neutral
 
 MAX_CURVE_POINTS = 400
 _DIGITS = 6  # of bits per byte in the compact rows
@@ -77,6 +78,16 @@ def neutral_text(run_dir: Path) -> Neutral | None:
     """Bits per byte of the fixed neutral text, by arm."""
     path = run_dir / "eval" / "neutral.json"
     return checked(Neutral, read_json(path), str(path)) if path.exists() else None
+
+
+def harness_facts(run_dir: Path) -> Harness | None:
+    """Standard benchmarks, every figure computed from eval/harness.jsonl."""
+    path = run_dir / "eval" / "harness.json"
+    if not path.exists():
+        return None
+    known = read_json(path)
+    scores = benchmarks(list(read_lines(run_dir / "eval" / "harness.jsonl")), known["tasks"])
+    return checked(Harness, {**known, "scores": scores}, str(path))
 
 
 def adapter_facts(run_dir: Path) -> AdapterFacts:

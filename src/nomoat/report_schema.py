@@ -117,6 +117,36 @@ class Neutral(Part):
     bits_per_byte: dict[str, float]
 
 
+class Benchmark(Part):
+    """One metric of a standard benchmark, as lm-evaluation-harness scores it, for base and adapter."""
+
+    task: str
+    metric: str
+    filter: str
+    n: int | None
+    """Documents; null where the metric is not a mean over them, and then there is no interval."""
+    base: float
+    adapter: float
+    base_interval: Interval | None
+    adapter_interval: Interval | None
+    difference: float
+    interval: Interval | None
+    smallest_detectable: float | None
+    higher_is_better: bool | None
+    verdict: Verdict
+
+
+class Harness(Part):
+    """Standard benchmarks: which, of which version, asked how, and what came out."""
+
+    lm_eval: str
+    chat_template: bool
+    limit: int | None
+    """Documents taken of each task; null for all."""
+    tasks: dict[str, dict[str, Any]]
+    scores: list[Benchmark]
+
+
 class Cost(Part):
     """What the run used, summed over every stretch of it, the failed and the killed ones included."""
 
@@ -246,6 +276,7 @@ class Report(Part):
     baselines: dict[str, Baseline]
     comparison: Comparison
     neutral: Neutral | None
+    harness: Harness | None = None
     cost: Cost
     adapter: AdapterFacts
     data: DataFacts

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nomoat import facts, wording
 from nomoat.report_page import render_html
-from nomoat.report_schema import ARMS, Interval, Report
+from nomoat.report_schema import ARMS, Harness, Interval, Report
 
 __all__ = ["print_summary", "render_html"]
 
@@ -25,6 +25,8 @@ def print_summary(report: Report, console: Console, *, where: str | None = None)
     if report.baselines:
         _print_blocks(console, _score_table(report), _baseline_table(report))
         _print_blocks(console, *(facts.score_notes(report) + _below(report)), apart=False)
+    if report.harness:
+        _print_blocks(console, _benchmark_table(report.harness), *facts.harness_notes(report))
     _print_blocks(console, *facts.lost_sentences(report), apart=False)
     _print_blocks(console, _fact_table(report), _phase_table(report))
     if reused := facts.reused_sentence(report):
@@ -68,6 +70,19 @@ def _baseline_table(report: Report) -> Table:
         few_shot = report.comparison.few_shot.get(tier)
         gain = wording.number(few_shot.difference, signed=True) if few_shot else "-"
         table.add_row(wording.visible(tier), *(wording.number(value) for value in values), gain)
+    return table
+
+
+def _benchmark_table(found: Harness) -> Table:
+    table = _table("benchmark", "base", "adapter", "difference", "verdict")
+    for score in found.scores:
+        table.add_row(
+            Text.assemble(wording.visible(f"{score.task} {wording.metric(score)}"), (f"\n{score.n} documents" if score.n else "", "dim")),
+            _number_cell(score.base, score.base_interval),
+            _number_cell(score.adapter, score.adapter_interval),
+            _number_cell(score.difference, score.interval, signed=True),
+            Text(score.verdict, style=STYLES.get(score.verdict, "")),
+        )
     return table
 
 

@@ -56,11 +56,12 @@ def score_again(run_dir: Path, console: Console) -> Again:
             f"{run_dir}: the base is not the one the run was made with ({files.name}); its adapter belongs to {then['base']['name']}"
         )
     base = bases.load_model(files, precision=then["scoring_dtype"], device=device.kind)
-    model = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
     rows = evaluation.choose_heldout(load_heldout(run_dir / "heldout.jsonl"), recipe.eval)
-    arm = evaluation.Arm("adapter", rows, {}, True)
+    arm, conversation = evaluation.Arm("adapter", rows, {}, True), Conversation(bases.load_tokenizer(files))
+    evaluation.settle_answers(base, arm, conversation)
+    model = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
     with Bar("scoring adapter", len(rows), console) as bar:
-        now = evaluation.score_arm(arm, model, Conversation(bases.load_tokenizer(files)), recipe.eval, on_rows=bar.advance)
+        now = evaluation.score_arm(arm, model, conversation, recipe.eval, on_rows=bar.advance)
     return _compare(list(read_lines(run_dir / "eval" / "adapter.jsonl")), now, _differences(then, device))
 
 

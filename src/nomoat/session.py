@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, devices, evaluation, gate, meters, prices, provenance, reference, runs
+from nomoat import adapters, bases, devices, evaluation, gate, harness, meters, prices, provenance, reference, runs
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.conversation import Conversation
@@ -42,6 +42,7 @@ class Job:
     files: bases.BaseFiles
     precision: str
     fetch_seconds: float
+    benchmarks: harness.Tasks | None = None  # loaded before anything else, since their data may be out of reach
 
     @property
     def scoring_precision(self) -> str:
@@ -107,7 +108,7 @@ def plan_job(recipe: Recipe, root: Path) -> Job:
     precision = devices.training_precision(recipe, device)
     began = time.monotonic()
     files = bases.fetch_base(recipe.base)
-    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began)
+    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began, harness.load_tasks(recipe.eval))
 
 
 @contextmanager
@@ -218,6 +219,7 @@ class Work:
         arms = Arms(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
         arms.load()
         records = {arm.name: arms.score(arm) for arm in arms.list}
+        arms.run_harness()
         arms.read_neutral_text()
         write_lines(self.folder / "eval" / "baselines.jsonl", baselines(self.job.rows.train, self.prepared.heldout, score))
         check = gate.check_outputs(records["base"], records["adapter"], expect_no_gain=self.recipe.eval.expect_no_gain)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nomoat.report_schema import Arm, Comparison, FamilyDifference, FamilyScore, Gate, Interval
+from nomoat.report_schema import Arm, Benchmark, Comparison, FamilyDifference, FamilyScore, Gate, Interval
 
 TIER_WORDS = {
     "values": "known phrasings with new values",
@@ -168,3 +168,9 @@ def change(difference: FamilyDifference) -> str:
     """`difference +0.76 [+0.70, +0.82]`."""
     bounds = interval(difference.interval, signed=True)
     return f"difference {number(difference.difference, signed=True)} " + (f"({bounds})" if difference.interval is None else bounds)
+
+
+def metric(score: Benchmark) -> str:
+    """A benchmark's metric in words, its filter named where there is one, and which way it points where that is down or unknown."""
+    words = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
+    return words + {True: "", False: " (lower is better)", None: " (direction not stated)"}[score.higher_is_better]
