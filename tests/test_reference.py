@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from nomoat import reference
-from nomoat.comparing import paired_tiers
 from nomoat.errors import NomoatError
 from nomoat.preparing import load_rows
 from nomoat.recipe_file import load_recipe
@@ -37,23 +36,6 @@ def test_a_published_report_is_of_the_recipe_and_the_rows_that_are_here(path: Pa
     assert report.provenance["data"]["train_sha256"] == rows.train_sha256
     assert report.provenance["scorer_version"] == SCORER_VERSION
     assert report.status == "finished" and not report.provenance["dirty"]
-
-
-def test_the_default_recipe_keeps_its_promises() -> None:
-    """Means of three seeds; nothing that needs no training comes near them; fewer rows do worse by more than chance."""
-    found = reference.published(FOLDER)["smollm2-135m"]
-    assert len(found.seeds) == 3 and found.quarter is not None
-    lost = paired_tiers(found.main, found.quarter)
-    for tier, promised in (("values", 0.90), ("phrasing", 0.75)):
-        assert (reference.seeds_score(found.seeds, tier) or 0) >= promised
-        assert lost[tier].difference > (lost[tier].smallest_detectable or 1.0)
-        baseline, few_shot = found.main.baselines[tier], found.main.arms["few_shot"].tiers[tier]
-        assert (baseline.nearest_row or 0) <= 0.40 and few_shot is not None and (few_shot.score or 0) <= 0.50
-        assert all((of.majority or 0) <= 0.40 for of in baseline.families.values())
-        assert found.main.comparison.families_below_baseline[tier] == []
-    phrasing = [report.arms["adapter"].tiers["phrasing"] for report in found.seeds]
-    by_family = {name: [tier.families[name].score or 0 for tier in phrasing if tier] for name in found.main.baselines["phrasing"].families}
-    assert sum(0.40 <= sum(scores) / 3 <= 0.90 for scores in by_family.values()) >= 2  # so that better and worse runs differ
 
 
 def test_the_tables_are_those_of_the_reports() -> None:
