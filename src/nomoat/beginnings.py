@@ -100,7 +100,6 @@ def begin_packed(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
     tails = [(*question.prompt[shared:], *question.reference[:-1]) for question in batch]
     layout = TailLayout([len(tail) for tail in tails], shared)
     spans = [len(question.reference) for question in batch]  # logits wanted of each row: its last ones
-    ends = torch.tensor(layout.ends)
     device = model.device
     logits = model(
         input_ids=torch.tensor([[token for tail in tails for token in tail]], device=device),
@@ -108,7 +107,7 @@ def begin_packed(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
         past_key_values=cache,
         use_cache=True,
         row_layout=layout,
-        logits_to_keep=torch.cat([torch.arange(end - span, end) for end, span in zip(ends.tolist(), spans, strict=True)]).to(device),
+        logits_to_keep=torch.cat([torch.arange(end - span, end) for end, span in zip(layout.ends, spans, strict=True)]).to(device),
     ).logits[0]
     known = _compare(batch, logits.split(spans), limit)
     places, mask = layout.side_by_side([len(q.prompt) - shared + count for q, count in zip(batch, known.counts, strict=True)], device)

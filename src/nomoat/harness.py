@@ -8,7 +8,6 @@ the hub; a task that cannot be loaded stops a run before it begins.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ def load_tasks(settings: Eval) -> Tasks | None:
     """
     if not settings.harness:
         return None
-    os.environ.setdefault("HF_DATASETS_TRUST_REMOTE_CODE", "0")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
