@@ -46,11 +46,11 @@ def load_tasks(settings: Eval) -> Tasks | None:
         raise NomoatError(f"eval.harness needs lm-evaluation-harness, which is not installed: {INSTALL}") from error
     files = [name for name in settings.harness if is_task_file(name)]
     manager = TaskManager(include_defaults=len(files) < len(settings.harness))
-    return Tasks(manager, tuple(name for wanted in settings.harness for name in _load(manager, wanted)))
+    return Tasks(manager, tuple(_load(manager, wanted) for wanted in settings.harness))
 
 
-def _load(manager: Any, wanted: str) -> Iterator[str]:
-    """Load one task (or group) and give the names that the harness takes it by."""
+def _load(manager: Any, wanted: str) -> str:
+    """Load one task (or group); the name that the harness takes it by."""
     if is_task_file(wanted):
         path = Path(wanted).expanduser()
         if not path.is_file():
@@ -66,7 +66,7 @@ def _load(manager: Any, wanted: str) -> Iterator[str]:
     unsafe = [name for name, task in found.items() if getattr(task.config, "unsafe_code", False)]
     if unsafe:
         raise NomoatError(f"eval.harness: {unsafe[0]} runs code that a model wrote, on this machine and unguarded: nomoat does not do that")
-    yield wanted
+    return wanted
 
 
 def _why(error: Exception) -> str:
