@@ -95,7 +95,7 @@ def leaks_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_script_passes_the_shipped_set():
     done = leaks_script("desk")
     assert done.returncode == 0 and done.stderr == ""
-    assert "desk: 426 held-out rows against 9,600 training" in done.stdout and done.stdout.count("     0\n") == 3
+    assert "426 held-out rows of desk against 9,600 training" in done.stdout and done.stdout.count("     0\n") == 3
 
 
 def test_the_script_fails_two_files_that_share_a_prompt_and_names_the_rows(tmp_path):
@@ -110,3 +110,16 @@ def test_the_script_explains_what_it_needs(tmp_path):
     write_lines(tmp_path / "train.jsonl", [{"prompt": "Who?", "completion": "b"}])
     done = leaks_script(tmp_path / "train.jsonl")
     assert done.returncode == 2 and "give the training rows and the held-out rows" in done.stderr
+
+
+def test_the_script_audits_a_recipes_rows_against_any_held_out_ones(tmp_path):
+    write_lines(tmp_path / "rows.jsonl", [{"q": f"What is {n} and {n}?", "a": str(2 * n)} for n in range(40)])
+    write_lines(tmp_path / "heldout.jsonl", [{"prompt": "what is 7 and 7", "completion": "14"}, {"prompt": "Why?", "completion": "c"}])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: {path: ./base}\ndata: {rows: rows.jsonl, columns: {prompt: q, completion: a}}\n", encoding="utf-8")
+    done = leaks_script(recipe)
+    assert done.returncode == 0 and "of rows against" in done.stdout
+    done = leaks_script(recipe, tmp_path / "heldout.jsonl")
+    assert done.returncode == 1 and "same prompt: row-1 repeats row-8: what is 7 and 7" in done.stderr
+    done = leaks_script(recipe, "desk")
+    assert done.returncode == 0 and "426 held-out rows of desk" in done.stdout and "values masked" not in done.stdout

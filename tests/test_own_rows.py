@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nomoat.preparing import load_rows
+from nomoat.recipe_file import load_recipe
 from nomoat.report import read_report
 from tests.stories import ROOT, run
 from tests.tiny import make_base
@@ -25,12 +27,21 @@ def readme_block(language: str, holding: str) -> str:
 
 def write_messages(path: Path, count: int = 200) -> None:
     """Messages with their queue, in the form of the README's example row."""
-    example = json.loads(readme_block("json", '"labels"'))
+    keys = list(json.loads(readme_block("json", '"queue"')))
     rows = []
     for n in range(count):
         label = sorted(QUEUES)[n % 3]
-        rows.append({**example, "prompt": QUEUES[label].format(1000 + 37 * n), "completion": label})
+        rows.append(dict(zip(keys, (QUEUES[label].format(1000 + 37 * n), label), strict=True)))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_readmes_recipe_trains_on_all_rows_though_its_parent_takes_a_part(tmp_path: Path) -> None:
+    write_messages(tmp_path / "queues.jsonl")
+    (tmp_path / "queues.yaml").write_text(readme_block("yaml", "queues.jsonl").replace("../recipes", str(ROOT / "recipes")))
+    recipe = load_recipe(tmp_path / "queues.yaml")
+    rows = load_rows(recipe, ROOT).rows
+    assert len(rows.train) + len(rows.validation) + len(rows.heldout) == 200
+    assert {row.score["by"] for row in rows.heldout} == {"label"} and len(rows.heldout) >= 30  # a quarter of 200, by hash
 
 
 @pytest.mark.slow

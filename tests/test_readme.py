@@ -43,9 +43,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = make_workplace(tmp_path_factory.mktemp("readme"))
     rows = [{"prompt": f"add {n} to {7 * n} for order number {1000 + 13 * n}", "completion": str(8 * n)} for n in range(200, 224)]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = [{"question": f"add {n} to {n} for order {n}", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(1000, 1100)]
+    write_table(folder / "gsm8k", table)
+    (folder / "gsm8k.yaml").write_text(
+        "extends: tiny.yaml\n" + hub_block().replace("hub: openai", "path: .").replace("revision:", "# revision:")
+    )
     for seed in ("0", "1"):
         make(f'make train RECIPE={folder}/tiny.yaml SET="train.seed={seed} --runs-dir={folder}/runs"')
     return sorted((folder / "runs").iterdir())
+
+
+def hub_block() -> str:
+    """The README's example of rows from the hub."""
+    (found,) = [block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "openai/gsm8k" in block]
+    return found
+
+
+def write_table(folder: Path, records: list[dict[str, str]]) -> None:
+    """A folder as a download of a hub set with one subset, main."""
+    (folder / "main").mkdir(parents=True)
+    (folder / "README.md").write_text("---\nlicense: mit\nconfigs: [{config_name: main, data_files: main/train.jsonl}]\n---\n")
+    (folder / "main" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def make(line: str) -> str:
@@ -63,6 +81,7 @@ def smallest(line: str, runs: list[Path]) -> str:
     line = re.sub(r"RUN=\S+", f"RUN={runs[0]}", line)
     folder = runs[0].parent.parent
     line = re.sub(r"ROWS=\S+", f"ROWS={folder}/mine.jsonl", line)
+    line = line.replace("mine/gsm8k.yaml", f"{folder}/gsm8k.yaml").replace("heldout.jsonl", f"{folder}/mine.jsonl")
     if line.startswith("make bench"):
         few = "--rows 4" if "RUN=" in line else "--turns 1 --steps 1 --warmup 1 --arms trainer trl_packed"
         return f'{line} RECIPE={folder}/tiny.yaml SET="{few} --out {folder}/bench"'

@@ -118,6 +118,37 @@ def test_a_base_names_one_source_and_its_pins(tmp_path: Path, base: str, said: s
     assert said in "".join(problems(write(tmp_path, f"base: {base}\n")))
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{rows: a.jsonl, hub: b/c}", "one of rows, hub, path (seen: rows and hub)"),
+        ("{hub: b/c}", "revision"),
+        (f"{{hub: b/c, revision: {'a' * 40}}}", "columns"),
+        ("{path: ./set}", "columns"),
+        ("{path: ./set, columns: {prompt: a}}", "data.columns: give prompt and completion, or messages"),
+        ("{path: ./set, columns: {messages: a, prompt: b}}", "leave out prompt"),
+        ("{path: ./set, columns: {promt: a, completion: b}}", "did you mean data.columns.prompt?"),
+        (f"{{rows: a.jsonl, split: test, revision: {'a' * 40}}}", "split and revision: for a set of the hub, not for rows"),
+    ],
+)
+def test_rows_come_from_one_source_that_is_told_whole(tmp_path: Path, data: str, said: str) -> None:
+    assert said in "".join(problems(write(tmp_path, f"{BASE}data: {data}\n")))
+
+
+def test_other_rows_do_not_inherit_what_was_said_of_the_parents(tmp_path: Path) -> None:
+    write(tmp_path, f"{BASE}data: {{rows: desk, fraction: 0.6, allow_leaks: because}}\n", "parent.yaml")
+    kept = load_recipe(write(tmp_path, "extends: parent.yaml\ndata: {fraction: 0.1}\n", "kept.yaml")).data
+    assert (kept.rows, kept.fraction, kept.allow_leaks) == ("desk", 0.1, "because")
+    own = load_recipe(write(tmp_path, "extends: parent.yaml\ndata: {rows: mine.jsonl}\n", "own.yaml")).data
+    assert (own.fraction, own.allow_leaks) == (1.0, None)
+    for overrides in (
+        ["data.path=set", "data.columns={prompt: a, completion: b}"],
+        ["data.columns={prompt: a, completion: b}", "data.path=set"],
+    ):
+        changed = load_recipe(tmp_path / "kept.yaml", [*overrides, "data.fraction=0.5"]).data
+        assert changed.path is not None and (changed.rows, changed.fraction, changed.allow_leaks) == (None, 0.5, None)
+
+
 def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path, BASE, "smoke.yaml")
     with pytest.raises(NomoatError, match=r"did you mean .*smoke\.yaml"):

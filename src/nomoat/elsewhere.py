@@ -90,11 +90,11 @@ def _loaded(recipe: Recipe, run_dir: Path, wanted: Wanted, root: Path, trained_o
     loaded = load_rows(recipe, root)
     if loaded.rows.train_sha256 != trained_on.get("train_sha256"):
         raise NomoatError(
-            f"{recipe.data.rows} no longer holds the rows that {run_dir.name} was trained on: restore them, they tell what leaked"
+            f"{recipe.data.source} no longer holds the rows that {run_dir.name} was trained on: restore them, they tell what leaked"
         )
     if wanted.rows is None:
         return replace(loaded, rows=replace(loaded.rows, heldout=load_heldout(run_dir / "heldout.jsonl")))
-    heldout = tuple(replace(row, tier="phrasing") for row in load_user_rows(wanted.rows))
+    heldout = tuple(replace(row, tier="phrasing") for row in load_user_rows(wanted.rows, recipe.data.columns, recipe.data.score))
     rows: RowSet = replace(loaded.rows, heldout=heldout, name=f"{loaded.rows.name}, answered: {wanted.rows.name}")
     found = leaks.audit(rows.train, rows.validation, heldout, user_data=True)
     if not found.clean and recipe.data.allow_leaks is None:

@@ -14,7 +14,8 @@ from nomoat.errors import NomoatError
 from nomoat.evaluation import choose_heldout, draw_examples
 from nomoat.following import too_long
 from nomoat.leaks import LeakReport, audit, told
-from nomoat.recipe import Recipe
+from nomoat.published import load_published
+from nomoat.recipe import Data, Recipe
 from nomoat.recipe_file import is_file_of_rows
 from nomoat.rows import Row, RowSet, load_set, load_user_rows, split_rows
 
@@ -42,25 +43,30 @@ class Loaded:
 
 def load_rows(recipe: Recipe, root: Path) -> Loaded:
     """The recipe's rows, audited. Raises NomoatError when a held-out row leaked and the recipe gives no reason to go on."""
-    own = is_file_of_rows(recipe.data.rows)
-    if own:
-        path = Path(recipe.data.rows).expanduser()
-        rows = split_rows(load_user_rows(path), recipe.data.validation, recipe.data.heldout, name=path.stem)
-    else:
-        rows = load_set(recipe.data.rows, root)
+    rows, shipped = load_data(recipe.data, root)
     for part, found in (("train", rows.train), ("validation", rows.validation), ("heldout", rows.heldout)):
         if not found:
-            raise NomoatError(f"data.rows: {recipe.data.rows} leaves no {part} rows; it needs more rows, or more groups")
-    leaks = audit(rows.train, rows.validation, rows.heldout, user_data=own)
+            raise NomoatError(f"data: {recipe.data.source} leaves no {part} rows; it needs more rows, or more groups")
+    leaks = audit(rows.train, rows.validation, rows.heldout, user_data=not shipped)
     if not leaks.clean and recipe.data.allow_leaks is None:
         raise NomoatError(_leak_message(recipe, leaks))
     # The examples come from all rows, so that runs on a fraction have the same few-shot arm.
     return Loaded(replace(rows, train=take_fraction(rows.train, recipe.data.fraction)), draw_examples(rows.train), leaks)
 
 
+def load_data(data: Data, root: Path) -> tuple[RowSet, bool]:
+    """The rows, divided, and whether they are a shipped set."""
+    if data.rows is None:
+        return load_published(data), False
+    if not is_file_of_rows(data.rows):
+        return load_set(data.rows, root), True
+    path = Path(data.rows).expanduser()
+    return split_rows(load_user_rows(path, data.columns, data.score), data.validation, data.heldout, name=path.stem), False
+
+
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
     return (
-        f"data.rows: {recipe.data.rows} has held-out rows that repeat training rows {told(leaks)}\n"
+        f"data: {recipe.data.source} has held-out rows that repeat training rows {told(leaks)}\n"
         'Remove them, give rows that belong together one `group`, or state why it is acceptable: data.allow_leaks: "reason"'
     )
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from nomoat.errors import NomoatError, RecipeError
 from nomoat.files import canonical_json
-from nomoat.recipe import Recipe
+from nomoat.recipe import DATA_SOURCES, Recipe
 from nomoat.strict_yaml import parse_yaml
 
 MAX_PARENTS = 8
@@ -25,8 +25,10 @@ def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = (), *, fold
     Paths inside are relative to `folder`, by default the recipe's own (a run's recipe.yaml has them resolved already).
     """
     raw = _read_with_parents(path, ())
+    stated: dict[str, Any] = {}
     for override in overrides:
-        raw = _merge(raw, _parse_override(override))
+        stated = _merge(stated, _parse_override(override), overrides=True)
+    raw = _merge(raw, stated)
     raw.setdefault("name", path.stem)
     try:
         recipe = Recipe.model_validate(raw)
@@ -60,22 +62,27 @@ def _read_text(path: Path) -> str:
         raise NomoatError(f"{path} is not a readable recipe file: {error}") from None
 
 
-def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """Child over parent, key by key; a block of alternatives (base, rate) is replaced, not mixed."""
+def _merge(parent: dict[str, Any], child: dict[str, Any], *, overrides: bool = False) -> dict[str, Any]:
+    """Child over parent, key by key; a block of alternatives (base, data, rate) is replaced, not mixed.
+
+    One line's `overrides` say such a block piece by piece, in any order, so among themselves base and data are joined.
+    """
     merged = dict(parent)
     for key, value in child.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and not _replaces(key, old, value):
-            merged[key] = _merge(old, value)
+        if isinstance(old, dict) and isinstance(value, dict) and ((overrides and key != "rate") or not _replaces(key, old, value)):
+            merged[key] = _merge(old, value, overrides=overrides)
         else:
             merged[key] = value
     return merged
 
 
 def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether `new` states another alternative than `old`: another source of the base, or electricity in place of rental."""
+    """Whether `new` states another alternative than `old`: another source of base or rows, or electricity in place of rental."""
     if key == "base":
         return any(source in new for source in SOURCES)
+    if key == "data":  # what was said of other rows (a fraction of them, their columns) does not hold for these
+        return any(source in new and new[source] != old.get(source) for source in DATA_SOURCES)
     return key == "rate" and bool(ELECTRICITY & old.keys()) != bool(ELECTRICITY & new.keys())
 
 
@@ -145,8 +152,9 @@ def _with_portable_paths(recipe: Recipe, folder: Path) -> Recipe:
     base, data = recipe.base, recipe.data
     if base.path is not None:
         base = base.model_copy(update={"path": portable(folder / Path(base.path).expanduser())})
-    if is_file_of_rows(data.rows):
-        data = data.model_copy(update={"rows": portable(folder / Path(data.rows).expanduser())})
+    for name, stated in (("rows", data.rows if data.rows and is_file_of_rows(data.rows) else None), ("path", data.path)):
+        if stated is not None:
+            data = data.model_copy(update={name: portable(folder / Path(stated).expanduser())})
     tasks = tuple(portable(folder / Path(task).expanduser()) if is_task_file(task) else task for task in recipe.eval.harness)
     return recipe.model_copy(update={"base": base, "data": data, "eval": recipe.eval.model_copy(update={"harness": tasks})})
 

@@ -16,8 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nomoat.columns import mapped
 from nomoat.errors import NomoatError
 from nomoat.files import sha256_of
+from nomoat.recipe import Columns
 from nomoat.records import did_you_mean, read_records, shown
 
 HELDOUT_TIERS = ("values", "phrasing", "family", "retention")
@@ -58,6 +60,7 @@ class RowSet:
     train: tuple[Row, ...]
     validation: tuple[Row, ...]
     heldout: tuple[Row, ...]
+    origin: dict[str, Any] = field(default_factory=dict)  # of a published set: revision, subset, split, licence, rows left out
 
     @cached_property
     def train_sha256(self) -> str:
@@ -87,6 +90,11 @@ def normalise(text: str) -> str:
     return " ".join(folded.translate(_SEPARATORS).split()) or folded.strip()
 
 
+def _with_score(records: Iterable[tuple[int, Any]], score: dict[str, Any]) -> Iterable[tuple[int, Any]]:
+    for line, record in records:
+        yield line, {**record, "score": record.get("score") or score} if isinstance(record, dict) else record
+
+
 def load_set(name_or_dir: str | Path, root: Path) -> RowSet:
     """The shipped set `data/<name>` below the repository `root`, or a folder laid out like one.
 
@@ -99,7 +107,7 @@ def load_set(name_or_dir: str | Path, root: Path) -> RowSet:
         known = sorted(path.parent.name for path in (root / "data").glob("*/train.jsonl"))
         raise NomoatError(f"data: no set named {str(name_or_dir)!r}{did_you_mean(str(name_or_dir), known)}")
     parts = {part: _load(folder / f"{part}.jsonl", SHIPPED_KEYS, tiers) for part, tiers in TIERS_OF_FILE.items()}
-    _refuse_repeated_ids(folder, [row for rows in parts.values() for row in rows])
+    _refuse_repeated_ids(str(folder), [row for rows in parts.values() for row in rows])
     return RowSet(folder.name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["heldout"]))
 
 
@@ -108,16 +116,31 @@ def load_heldout(path: Path) -> tuple[Row, ...]:
     return tuple(_load(path, SHIPPED_KEYS, HELDOUT_TIERS))
 
 
-def load_user_rows(path: Path) -> list[Row]:
+def load_user_rows(path: Path, columns: Columns | None = None, score: dict[str, Any] | None = None) -> list[Row]:
     """Rows of a user's .jsonl, .csv or .parquet file; only prompt and completion are required of each.
 
-    Raises NomoatError naming file, line (record number in a .parquet), the value seen and what is allowed, for at
-    most 20 problems at once.
+    `columns` says what other columns hold them (a file with a prompt and a completion in its first record needs no map), `score` how
+    rows are scored that do not say so themselves. Raises NomoatError naming file, line (record number in a .parquet), the value seen
+    and what is allowed, for at most 20 problems at once.
     """
-    return _load(path, USER_KEYS, ("train",), check_scores=True)
+    records = list(_records(path))
+    if records and isinstance(records[0][1], dict) and {"prompt", "completion"} <= records[0][1].keys():
+        columns = None
+    return checked_rows(str(path), records, columns=columns, score=score)
 
 
-def split_rows(rows: Iterable[Row], validation: float = 0.1, heldout: float = 0.1, *, name: str = "rows") -> RowSet:
+def checked_rows(
+    place: str, records: Iterable[tuple[int, Any]], *, columns: Columns | None = None, score: dict[str, Any] | None = None
+) -> list[Row]:
+    """Rows from records of `place`, each with its line, as `load_user_rows` makes them."""
+    if columns is not None:
+        records = mapped(records, columns)
+    if score is not None:
+        records = _with_score(records, score)
+    return _build(place, records, USER_KEYS, ("train",), check_scores=True)
+
+
+def split_rows(rows: Iterable[Row], validation: float = 0.1, heldout: float = 0.1, *, name: str = "rows", **more: Any) -> RowSet:
     """Divide rows by a stable hash of their group, so that a group never straddles and more rows move nothing.
 
     Shares are of groups. A share above zero always gets at least one group. Held-out rows get tier "phrasing".
@@ -135,7 +158,7 @@ def split_rows(rows: Iterable[Row], validation: float = 0.1, heldout: float = 0.
     for row in rows:
         tier = "phrasing" if row.group in held else "validation" if row.group in checked else "train"
         parts[tier].append(Row(**{**vars(row), "tier": tier}))
-    return RowSet(name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["phrasing"]))
+    return RowSet(name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["phrasing"]), **more)
 
 
 def _first(order: list[str], place: dict[str, float], share: float, *, keep: int) -> set[str]:
@@ -143,31 +166,41 @@ def _first(order: list[str], place: dict[str, float], share: float, *, keep: int
     return {group for group in order[:-keep] if place[group] < share} or set(order[:1])
 
 
-def _load(path: Path, keys: tuple[str, ...], tiers: tuple[str, ...], *, check_scores: bool = False) -> list[Row]:
-    """Read, check and build every row of a file, or report its problems together.
+def _load(path: Path, keys: tuple[str, ...], tiers: tuple[str, ...]) -> list[Row]:
+    return _build(str(path), _records(path), keys, tiers)
+
+
+def _records(path: Path) -> Iterable[tuple[int, Any]]:
+    if not path.is_file():
+        raise NomoatError(f"{path}: no such file")
+    return read_records(path)
+
+
+def _build(
+    place: str, records: Iterable[tuple[int, Any]], keys: tuple[str, ...], tiers: tuple[str, ...], *, check_scores: bool = False
+) -> list[Row]:
+    """Check and build every row, or report the problems together.
 
     `check_scores`: also refuse a row whose own completion does not score 1. A shipped set is spared that at every
     start; its test does it.
     """
-    if not path.is_file():
-        raise NomoatError(f"{path}: no such file")
     rows: list[Row] = []
     problems: list[str] = []
-    for line, record in read_records(path):
+    for line, record in records:
         found = [record] if isinstance(record, str) else _problems(record, keys, tiers)
         if not found:
             row = _row(record, line, tiers[0])
             found = _score_problems(row) if check_scores else []
             rows.append(row)
-        problems += [f"{path}:{line}: {problem}" for problem in found]
+        problems += [f"{place}:{line}: {problem}" for problem in found]
         if len(problems) >= MAX_PROBLEMS:
             break
     if problems:
         more = "\n  (there may be more)" if len(problems) >= MAX_PROBLEMS else ""
         raise NomoatError("bad rows:\n  " + "\n  ".join(problems[:MAX_PROBLEMS]) + more)
     if not rows:
-        raise NomoatError(f"{path}: no rows in it; one row a line is needed, with {' and '.join(keys[:2])}")
-    _refuse_repeated_ids(path, rows)
+        raise NomoatError(f"{place}: no rows in it; one row a line is needed, with {' and '.join(keys[:2])}")
+    _refuse_repeated_ids(place, rows)
     return rows
 
 
@@ -216,7 +249,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _refuse_repeated_ids(place: Path, rows: list[Row]) -> None:
+def _refuse_repeated_ids(place: str, rows: list[Row]) -> None:
     seen: set[str] = set()
     twice = sorted({row.id for row in rows if row.id in seen or seen.add(row.id)})  # type: ignore[func-returns-value]
     if twice:

@@ -81,7 +81,12 @@ class Job:
             "threads": self.device.threads,
             "seed": self.recipe.train.seed,
             "base": {"name": self.files.name, **self.files.identity},
-            "data": {"name": self.rows.name, "train_sha256": self.rows.train_sha256, "heldout_sha256": self.rows.heldout_sha256},
+            "data": {
+                "name": self.rows.name,
+                **self.rows.origin,
+                "train_sha256": self.rows.train_sha256,
+                "heldout_sha256": self.rows.heldout_sha256,
+            },
             "decoding": evaluation.decoding_of(self.recipe.eval, self.scoring_precision, self.device.kind),
             "scorer_version": SCORER_VERSION,
             "rate": None if rate is None else rate.model_dump(mode="json"),

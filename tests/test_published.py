@@ -1,0 +1,169 @@
+"""Sets of the hub, read through the real `datasets` library from folders that are laid out as on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomoat.errors import NomoatError
+from nomoat.files import write_lines
+from nomoat.preparing import load_rows
+from nomoat.published import load_published
+from nomoat.recipe import Base, Data, Recipe
+from nomoat.rows import RowSet
+
+ROOT = Path(__file__).resolve().parent.parent
+CARD = """---
+license: cc-by-sa-3.0
+configs:
+- config_name: main
+  data_files: [{split: train, path: main/train.jsonl}, {split: test, path: main/test.jsonl}]
+- config_name: other
+  data_files: [{split: train, path: other.jsonl}]
+---
+A set.
+"""
+
+
+def hub_set(folder: Path, records: list[dict[str, Any]]) -> Path:
+    """A folder like a repository of the hub: a card with two subsets, and the data as JSON lines."""
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    (folder / "main").mkdir()
+    write_lines(folder / "main" / "train.jsonl", records)
+    write_lines(folder / "main" / "test.jsonl", records[:5])
+    write_lines(folder / "other.jsonl", records[5:15])
+    return folder
+
+
+def loaded(folder: Path, columns: dict[str, str], **more: Any) -> RowSet:
+    return load_published(Data(path=str(folder), columns=columns, **more))
+
+
+def all_rows(rows: RowSet) -> list[Any]:
+    return [*rows.train, *rows.validation, *rows.heldout]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+# One record each as the set's own card shows it: names of columns and kinds of values, with texts of ours.
+SETS = {
+    "dolly": (
+        {"instruction": "Name it.", "context": "A cat sat.", "response": "A cat", "category": "closed_qa"},
+        {"prompt": "{instruction}\n\n{context}", "completion": "response", "family": "category"},
+        ("Name it.\n\nA cat sat.", "A cat", "closed_qa"),
+    ),
+    "alpaca": (
+        {"instruction": "Name it.", "input": "", "output": "A cat", "text": "Below is ..."},
+        {"prompt": "{instruction}\n\n{input}", "completion": "output"},
+        ("Name it.", "A cat", "rows"),
+    ),
+    "no_robots": (
+        {
+            "prompt": "Name it.",
+            "prompt_id": "a1",
+            "messages": [{"role": "user", "content": "Name it."}, {"role": "assistant", "content": "A cat"}],
+            "category": "Open QA",
+        },
+        {"messages": "messages", "family": "category"},
+        ("Name it.", "A cat", "Open QA"),
+    ),
+    "gsm8k": (
+        {"question": "How many?", "answer": "2 and 2 are 4.\n#### 4"},
+        {"prompt": "question", "completion": "answer"},
+        ("How many?", "2 and 2 are 4.\n#### 4", "rows"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_usual_sets_become_rows(tmp_path: Path, name: str) -> None:
+    record, columns, (prompt, completion, family) = SETS[name]
+    question = {"dolly": "instruction", "alpaca": "instruction", "gsm8k": "question"}.get(name)
+    records = [record]
+    for number in range(39):
+        other = (
+            {"messages": [{"role": "user", "content": f"Q{number}"}, record["messages"][1]]}
+            if question is None
+            else {question: f"Q{number}"}
+        )
+        records.append({**record, **other})
+    rows = loaded(hub_set(tmp_path / name, records), columns, subset="main")
+    assert len(all_rows(rows)) == 40 and rows.train and rows.validation and rows.heldout
+    [first] = [row for row in all_rows(rows) if row.id == "row-1"]
+    assert (first.prompt, first.completion, first.family) == (prompt, completion, family)
+    assert rows.origin["license"] == "cc-by-sa-3.0" and rows.origin["left_out"] == 0 and rows.name == name
+
+
+def questions(count: int = 40) -> list[dict[str, Any]]:
+    return [{"q": f"What is {n} and {n}?", "a": f"It is {2 * n}"} for n in range(count)]
+
+
+COLUMNS = {"prompt": "q", "completion": "a"}
+
+
+def test_rows_without_question_or_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    records = questions()
+    records[3]["a"], records[4]["q"] = "  ", ""
+    rows = loaded(hub_set(tmp_path / "set", records), COLUMNS, subset="main")
+    assert rows.origin["left_out"] == 2 and len(all_rows(rows)) == 38
+    assert {row.id for row in all_rows(rows)}.isdisjoint({"row-4", "row-5"})
+
+
+def test_subset_split_and_score_are_taken_as_stated(tmp_path: Path) -> None:
+    folder = hub_set(tmp_path / "set", questions())
+    rows = loaded(folder, COLUMNS, subset="main", split="test", score={"by": "number"})
+    assert len(all_rows(rows)) == 5 and {row.score["by"] for row in all_rows(rows)} == {"number"}
+    assert rows.origin == {"revision": None, "subset": "main", "split": "test", "license": "cc-by-sa-3.0", "left_out": 0}
+    assert len(all_rows(loaded(folder, COLUMNS, subset="other"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"subset": "minor"}, "'minor' not found. Available: ['main', 'other']"),
+        ({"subset": "main", "split": "dev"}, "Unknown split \"dev\". Should be one of ['train', 'test']"),
+        ({"subset": "main", "columns": {"prompt": "question", "completion": "a"}}, "set:1: data.columns: no column 'question'"),
+        ({"subset": "main", "score": {"by": "numbr"}}, "did you mean 'number'"),
+    ],
+)
+def test_what_the_set_does_not_have_is_told_with_what_it_has(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    folder = hub_set(tmp_path / "set", questions())
+    with pytest.raises(NomoatError) as caught:
+        loaded(folder, **{"columns": COLUMNS, **more})
+    assert said in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NomoatError, match=r"data\.path: .*no set"):
+        loaded(tmp_path / "no set", COLUMNS)
+
+
+def test_only_plain_tables_are_read(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
+    with pytest.raises(NomoatError, match="is no plain table"):
+        loaded(tmp_path / "set", COLUMNS)
+
+
+def test_a_set_that_cannot_be_fetched_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NomoatError, match=r"data\.hub: owner/name at aaaaaaaaaaaa could not be fetched .*give data\.path"):
+        load_published(Data(hub="owner/name", revision="a" * 40, columns=COLUMNS))
+    with pytest.raises(NomoatError, match=r"data\.revision: 'owner/name' is unpinned"):
+        load_published(Data(hub="owner/name", revision="unpinned", columns=COLUMNS))
+
+
+def test_a_published_set_whose_held_out_rows_stand_in_training_fails_unless_a_reason_is_given(tmp_path: Path) -> None:
+    words = "The committee that met last week in the old town hall decided to move the market"
+    records = [{"q": f"{words}, as note {n} says.", "a": "yes"} for n in range(40)]
+    data: dict[str, Any] = {"path": str(hub_set(tmp_path / "set", records)), "subset": "main", "columns": COLUMNS}
+    with pytest.raises(NomoatError, match=r"held-out rows that repeat training rows \(0 exact, .* by 13 words\)"):
+        load_rows(Recipe(name="r", base=Base(path="x"), data=Data(**data)), ROOT)
+    allowed = Data(**data, allow_leaks="one template")
+    assert load_rows(Recipe(name="r", base=Base(path="x"), data=allowed), ROOT).leaks.ngram > 0
