@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nomoat.comparing import Compared, compare, finished_runs, load_run
+from nomoat.comparing_benchmarks import benchmark_rows
 from nomoat.comparing_page import render_comparison
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError, RunFailed, run_script
@@ -32,7 +33,7 @@ def main() -> int:
         raise NomoatError(f"no finished run under {options.runs_dir}: train one first with `make train`, or name the runs to compare")
     paths, found = compare_paths(paths, reference=options.reference, force=options.force)
     console = Console()
-    print_comparison(found, console)
+    print_comparison(found, console, benchmark_rows(found, paths))
     page = options.out or options.runs_dir / "compare.html"
     write_atomically(page, render_comparison(found, paths))
     console.print(f"\nthe same as a page, with the rows where runs disagree: {page}", highlight=False, soft_wrap=True)

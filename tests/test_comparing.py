@@ -21,6 +21,7 @@ from nomoat.comparing_plots import Point, front
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError
 from nomoat.paired import p_of_interval
+from nomoat.recipe import Base, Recipe
 from nomoat.report import build_report, write_report
 from nomoat.report_schema import Report
 from nomoat.statistics import holm
@@ -214,6 +215,15 @@ def test_a_repeated_recipe_is_said_to_agree_or_not(tmp_path: Path) -> None:
     assert "does not agree with it: worse on" in " ".join(printed_reports(first, weak).split())
     other = first.model_copy(update={"run": "other", "recipe": {**first.recipe, "lora": {**first.recipe["lora"], "rank": 99}}})
     assert "repeats" not in printed_reports(first, other)
+
+
+def test_a_report_from_before_a_key_was_known_differs_in_nothing_by_it(tmp_path: Path) -> None:
+    recipe = Recipe(name="r", base=Base(path="model")).as_dict()
+    old = {**recipe, "data": {key: value for key, value in recipe["data"].items() if key not in ("hub", "path", "columns", "score")}}
+    now = load_run(finished(tmp_path / "now")).model_copy(update={"recipe": recipe})
+    then = now.model_copy(update={"run": "then", "recipe": old})
+    found = compare([now, then])
+    assert found.recipe_changes == () and "agrees with it" in printed_reports(now, then)
 
 
 def printed_reports(*reports: Report) -> str:

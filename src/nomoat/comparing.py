@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from nomoat.aggregates import tier_difference
 from nomoat.errors import NomoatError
 from nomoat.files import read_json
 from nomoat.paired import p_of_interval
+from nomoat.recipe import Recipe
 from nomoat.report import read_report, verify_files
 from nomoat.report_schema import CompactRow, Report, TierDifference
 from nomoat.statistics import Verdict, holm
@@ -80,7 +83,7 @@ def compare(reports: Sequence[Report], *, reference: int = 0, force: bool = Fals
         obstacles=obstacles,
         tiers=tuple(in_tier_order({row[1] for report in reports for row in report.rows})),
         differences=tuple(paired_tiers(report, reports[reference]) for report in reports),
-        recipe_changes=changed([report.recipe for report in reports]),
+        recipe_changes=changed([whole_recipe(report) for report in reports]),
         environment_changes=changed([report.provenance for report in reports]),
     )
 
@@ -152,8 +155,16 @@ def repetition(report: Report, first: Report, differences: dict[str, TierDiffere
 
 def _choices(report: Report) -> dict[str, Any]:
     """The recipe without its seed and what it says of the machine."""
-    recipe = {name: part for name, part in report.recipe.items() if name not in ("hardware", "name")}
+    recipe = {name: part for name, part in whole_recipe(report).items() if name not in ("hardware", "name")}
     return {**recipe, "train": {key: value for key, value in (recipe.get("train") or {}).items() if key != "seed"}}
+
+
+def whole_recipe(report: Report) -> dict[str, Any]:
+    """The report's recipe with the defaults of keys that came later: an older report differs only where it was asked otherwise."""
+    try:
+        return Recipe.model_validate(report.recipe).as_dict()
+    except ValidationError:
+        return report.recipe
 
 
 def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nomoat import wording
 from nomoat.comparing import ARM, Compared, family_verdicts, repetition
+from nomoat.comparing_benchmarks import benchmark_rows
 from nomoat.comparing_plots import Point, cost_chart, curves_chart
 from nomoat.comparing_rows import Disagreement, disagreements
 from nomoat.comparing_view import cost_values, letter
@@ -36,6 +37,7 @@ def render_comparison(found: Compared, paths: Sequence[Path]) -> str:
             others=[number for number in range(len(letters)) if number != found.reference],
             families={tier: _families(found, tier) for tier in found.tiers},
             verdicts=[family_verdicts(differences) for differences in found.differences],
+            benchmarks=benchmark_rows(found, paths),
             rows=rows[:MOST_ROWS],
             left_out=max(0, len(rows) - MOST_ROWS),
             filters=_filters(rows),

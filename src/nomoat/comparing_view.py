@@ -11,13 +11,14 @@ from rich.text import Text
 
 from nomoat import wording
 from nomoat.comparing import ARM, Compared, repetition
+from nomoat.comparing_benchmarks import BenchmarkRow
 from nomoat.report_schema import Interval, Report
 
 NOT_COMPARABLE = "not comparable"
 MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer
 
 
-def print_comparison(found: Compared, console: Console) -> None:
+def print_comparison(found: Compared, console: Console, benchmarks: Sequence[BenchmarkRow] = ()) -> None:
     """Print several runs side by side; where they were forced together every number says that it is not comparable."""
     letters = [letter(index) for index in range(len(found.reports))]
     _print_runs(found, letters, console)
@@ -28,6 +29,7 @@ def print_comparison(found: Compared, console: Console) -> None:
     blocks = [
         (f"scores of the {ARM}, 95 % intervals", _score_table(found, letters)),
         (f"difference from {letters[found.reference]}, paired row by row", _difference_table(found, letters)),
+        *([("standard benchmarks", _benchmark_table(found, letters, benchmarks))] if benchmarks else []),
         ("cost", _cost_table(found, letters)),
         ("what differed in the recipe", _changes_table(found.recipe_changes, letters)),
         ("what differed in the environment", _changes_table(found.environment_changes, letters)),
@@ -73,6 +75,23 @@ def _difference_table(found: Compared, letters: Sequence[str]) -> Table:
             difference = found.differences[index].get(tier)
             cells.append(_cell(found, difference.difference, difference.interval, verdict=difference.verdict) if difference else Text("-"))
         table.add_row(name, *cells)
+    return table
+
+
+def _benchmark_table(found: Compared, letters: Sequence[str], rows: Sequence[BenchmarkRow]) -> Table:
+    """Each adapter's score, and below it the difference from the reference's, or why there is none."""
+    table = _table("", *letters)
+    for row in rows:
+        documents = f"\n{row.first.n} documents" if row.first.n else ""
+        cells = []
+        for score, one in zip(row.scores, row.differences, strict=True):
+            cell = _cell(found, score.adapter, score.adapter_interval) if score else Text("-")
+            if isinstance(one, str):
+                cell.append(f"\n{one}", style="dim")
+            elif one is not None:
+                cell.append("\n").append(_cell(found, one.difference, one.interval, verdict=one.verdict))
+            cells.append(cell)
+        table.add_row(Text.assemble(wording.visible(f"{row.first.task} {wording.metric(row.first)}"), (documents, "dim")), *cells)
     return table
 
 
