@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from nomoat.conversation import Rendered
 from nomoat.files import canonical_json, read_lines, write_lines
 from nomoat.progress import Bar
 from nomoat.training import PackedTrainer, Rows, check_loss, mean_loss
@@ -121,10 +120,3 @@ class Following(TrainerCallback):
         if self.usd_per_second is not None:
             facts += f"  ${step.totals['seconds'] * self.usd_per_second:.4f}"
         return facts
-
-
-def too_long(rows: Sequence[Rendered], limit: int) -> list[dict[str, str]]:
-    """Rows that do not fit, with the reason, for rows.json."""
-    return [
-        {"id": row.row_id, "reason": f"{row.length} tokens, more than train.max_row_tokens {limit}"} for row in rows if row.length > limit
-    ]

@@ -12,7 +12,6 @@ from typing import Any
 from nomoat.conversation import Conversation, Rendered
 from nomoat.errors import NomoatError
 from nomoat.evaluation import choose_heldout, draw_examples
-from nomoat.following import too_long
 from nomoat.leaks import LeakReport, audit, told
 from nomoat.published import load_published
 from nomoat.recipe import Data, Recipe
@@ -113,7 +112,7 @@ def prepare(recipe: Recipe, loaded: Loaded, conversation: Conversation) -> Prepa
 
 def _render(rows: Sequence[Row], conversation: Conversation, limit: int, what: str) -> tuple[tuple[Rendered, ...], dict[str, Any]]:
     every = [conversation.render(row) for row in rows]
-    dropped = too_long(every, limit)
+    dropped = _too_long(every, limit)
     kept = tuple(row for row in every if row.length <= limit)
     if not kept:
         shortest = min(row.length for row in every)
@@ -127,6 +126,13 @@ def _render(rows: Sequence[Row], conversation: Conversation, limit: int, what: s
         "families": dict(Counter(row.family for row in rows if row.id in ids)),
     }
     return kept, record
+
+
+def _too_long(rows: Sequence[Rendered], limit: int) -> list[dict[str, str]]:
+    """Rows that do not fit, with the reason, for rows.json."""
+    return [
+        {"id": row.row_id, "reason": f"{row.length} tokens, more than train.max_row_tokens {limit}"} for row in rows if row.length > limit
+    ]
 
 
 def _by_tier(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
