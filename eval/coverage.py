@@ -8,6 +8,7 @@ Rows 20 to 400, rates 0.01 to 0.99, intra-group correlation 0 to 0.4, one, three
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from nomoat.errors import RunFailed, run_script
@@ -16,6 +17,7 @@ from nomoat.errors import RunFailed, run_script
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400, help="simulated runs a cell, fewer for several seeds (default: 400)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells at a time (default: one a core)")
     parser.add_argument("--out", type=Path, help="where the table goes (default: only printed)")
     return parser.parse_args()
 
@@ -31,7 +33,7 @@ def main() -> None:
     cells = []
     total = len(coverage.ROWS) * len(coverage.RATES) * len(coverage.CORRELATIONS) * (1 + len(coverage.SEEDS))
     with Bar("cells", total, Console(stderr=True)) as bar:
-        for cell in coverage.grid(arguments.trials):
+        for cell in coverage.grid(arguments.trials, processes=arguments.processes):
             cells.append(cell)
             bar.advance(1)
     text = coverage.table(cells)

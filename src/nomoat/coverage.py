@@ -7,8 +7,10 @@ coverage is the share of trials whose 95 % interval holds the true value, among 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -41,12 +43,23 @@ class Cell:
     given: float  # share of the trials that gave an interval
 
 
-def grid(trials: int, *, rows: Sequence[int] = ROWS, seeds: Sequence[int] = SEEDS) -> Iterator[Cell]:
-    """Every cell, each with draws of its own that are always the same."""
-    for n, rate, correlation in product(rows, RATES, CORRELATIONS):
-        yield _cell("rate", n, rate, correlation, 1, trials)
-        for count in seeds:
-            yield _cell("difference", n, rate, correlation, count, max(1, trials // count))
+def grid(
+    trials: int, *, rows: Sequence[int] = ROWS, seeds: Sequence[int] = SEEDS, rates: Sequence[float] = RATES, processes: int = 1
+) -> Iterator[Cell]:
+    """Every cell in order, each with draws of its own that are always the same, in that many processes at a time."""
+    cells: list[tuple[str, int, float, float, int, int]] = []
+    for n, rate, correlation in product(rows, rates, CORRELATIONS):
+        cells.append(("rate", n, rate, correlation, 1, trials))
+        cells += [("difference", n, rate, correlation, count, max(1, trials // count)) for count in seeds]
+    if processes == 1:
+        yield from map(_cell_of, cells)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_cell_of, cells)
+
+
+def _cell_of(cell: tuple[str, int, float, float, int, int]) -> Cell:
+    return _cell(*cell)
 
 
 def _cell(what: str, n: int, rate: float, correlation: float, seeds: int, trials: int) -> Cell:
