@@ -10,7 +10,7 @@ import pytest
 
 from nomoat.bases import fetch_base, load_model
 from nomoat.errors import NomoatError
-from nomoat.recipe import Base
+from nomoat.sources import Base
 from tests.tiny import make_base
 
 GGUF = b"not really a model"

@@ -14,7 +14,8 @@ from nomoat.bench_work import BenchWork, Size, fixed_steps, pack_of, sorted_halv
 from nomoat.conversation import Rendered
 from nomoat.errors import RunFailed
 from nomoat.files import read_json
-from nomoat.recipe import Base, Recipe
+from nomoat.recipe import Recipe
+from nomoat.sources import Base
 from tests.tiny import make_base, write_user_rows
 
 SMALL = Size(turns=2, steps_per_turn=2, warmup_steps=1)

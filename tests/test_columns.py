@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nomoat.columns import mapped
-from nomoat.recipe import Columns
+from nomoat.sources import Columns, Tree
 
 
 def one(record: Any, **columns: str) -> Any:
@@ -74,3 +74,32 @@ def test_what_the_system_said_goes_with_the_exchange() -> None:
 def test_what_does_not_fit_is_a_problem_of_that_record(record: Any, columns: Any, said: str) -> None:
     found = one(record, **columns)
     assert isinstance(found, str) and (said in found or found == record)
+
+
+TREE = [
+    {"message_id": "q1", "parent_id": None, "role": "prompter", "text": "Who?", "lang": "en", "rank": None},
+    {"message_id": "a1", "parent_id": "q1", "role": "assistant", "text": "Worse.", "lang": "en", "rank": 1},
+    {"message_id": "a2", "parent_id": "q1", "role": "assistant", "text": "Better.", "lang": "en", "rank": 0},
+    {"message_id": "q2", "parent_id": "a2", "role": "prompter", "text": "And then?", "lang": "en", "rank": None},
+    {"message_id": "a3", "parent_id": "q2", "role": "assistant", "text": "Later.", "lang": "en", "rank": 0},
+    {"message_id": "q3", "role": "prompter", "text": "Nobody answers.", "lang": "en"},
+    {"message_id": "a4", "parent_id": "q4", "role": "assistant", "text": "First.", "lang": "de"},
+    {"message_id": "a5", "parent_id": "q4", "role": "assistant", "text": "Second.", "lang": "de"},
+    {"message_id": "q4", "parent_id": None, "role": "prompter", "text": "Wer?", "lang": "de", "rank": None},
+]
+
+
+def test_a_tree_gives_each_opening_question_with_its_best_answer() -> None:
+    found = list(mapped(enumerate(TREE, start=1), Columns(tree=Tree())))
+    assert found == [
+        (1, {"id": "q1", "prompt": "Who?", "completion": "Better."}),
+        (9, {"id": "q4", "prompt": "Wer?", "completion": "First."}),
+    ]
+    assert len(list(mapped(enumerate(TREE), Columns(tree=Tree()), {"lang": "de"}))) == 1
+
+
+def test_a_table_that_is_no_tree_or_has_no_such_column_says_so() -> None:
+    [(_, said)] = mapped([(1, {"id": "q1", "text": "Who?", "role": "prompter"})], Columns(tree=Tree()))
+    assert "data.columns.tree: no column 'message_id'" in said
+    [(_, said)] = mapped([(1, {"q": "Who?", "langs": "en"})], Columns(prompt="q", completion="q"), {"lang": "en"})
+    assert "data.where: no column 'lang'; did you mean 'langs'?" in said

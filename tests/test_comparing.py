@@ -21,9 +21,10 @@ from nomoat.comparing_plots import Point, front
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError
 from nomoat.paired import p_of_interval
-from nomoat.recipe import Base, Recipe
+from nomoat.recipe import Recipe
 from nomoat.report import build_report, write_report
 from nomoat.report_schema import Report
+from nomoat.sources import Base
 from nomoat.statistics import holm
 
 ROOT = Path(__file__).resolve().parent.parent

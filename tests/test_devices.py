@@ -6,7 +6,8 @@ import pytest
 
 from nomoat.devices import Device, choose_device, scoring_precision, training_precision
 from nomoat.errors import NomoatError
-from nomoat.recipe import Base, Hardware, Recipe
+from nomoat.recipe import Hardware, Recipe
+from nomoat.sources import Base
 
 CPU, MPS, CUDA = (Device(kind, "a name", 1, 2) for kind in ("cpu", "mps", "cuda"))
 

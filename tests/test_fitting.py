@@ -16,7 +16,8 @@ from nomoat.conversation import Conversation
 from nomoat.errors import RunFailed
 from nomoat.files import read_lines
 from nomoat.fitting import Fit, _trainer, fit
-from nomoat.recipe import Base, Recipe
+from nomoat.recipe import Recipe
+from nomoat.sources import Base
 from nomoat.training import Rows
 from tests.tiny import make_base, make_rows
 

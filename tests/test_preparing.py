@@ -12,7 +12,8 @@ from nomoat.bases import load_tokenizer
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
 from nomoat.preparing import load_rows, prepare, take_fraction
-from nomoat.recipe import Base, Recipe
+from nomoat.recipe import Recipe
+from nomoat.sources import Base
 from tests.tiny import make_base, make_rows, write_user_rows
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,8 +11,9 @@ from nomoat.errors import NomoatError
 from nomoat.files import write_lines
 from nomoat.preparing import load_rows
 from nomoat.published import load_published
-from nomoat.recipe import Base, Data, Recipe
+from nomoat.recipe import Recipe
 from nomoat.rows import RowSet
+from nomoat.sources import Base, Columns, Data, Tree
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = """---
@@ -79,6 +80,25 @@ SETS = {
         ("How many?", "2 and 2 are 4.\n#### 4", "rows"),
     ),
 }
+
+
+def test_trees_of_messages_become_pairs(tmp_path: Path) -> None:
+    records = []
+    for n in range(40):
+        asked = {
+            "message_id": f"q{n}",
+            "parent_id": None,
+            "text": f"Q{n}?",
+            "role": "prompter",
+            "lang": "en" if n % 2 else "de",
+            "rank": None,
+        }
+        answer = {**asked, "message_id": f"a{n}", "parent_id": f"q{n}", "text": f"A{n}", "role": "assistant", "rank": 0}
+        records += [asked, {**answer, "message_id": f"b{n}", "text": "worse", "rank": 1}, answer]
+    rows = load_published(
+        Data(path=str(hub_set(tmp_path / "oasst", records)), subset="main", columns=Columns(tree=Tree()), where={"lang": "en"})
+    )
+    assert {(row.prompt, row.completion) for row in all_rows(rows)} == {(f"Q{n}?", f"A{n}") for n in range(1, 40, 2)}
 
 
 @pytest.mark.parametrize("name", SETS)

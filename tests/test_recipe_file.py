@@ -127,6 +127,8 @@ def test_a_base_names_one_source_and_its_pins(tmp_path: Path, base: str, said: s
         ("{path: ./set}", "columns"),
         ("{path: ./set, columns: {prompt: a}}", "data.columns: give prompt and completion, or messages"),
         ("{path: ./set, columns: {messages: a, prompt: b}}", "leave out prompt"),
+        ("{path: ./set, columns: {messages: a, tree: {}}}", "tree holds prompt and completion already; leave out messages"),
+        ("{path: ./set, columns: {tree: {}, family: a}}", "family do not go with tree"),
         ("{path: ./set, columns: {promt: a, completion: b}}", "did you mean data.columns.prompt?"),
         (f"{{rows: a.jsonl, split: test, revision: {'a' * 40}}}", "split and revision: for a set of the hub, not for rows"),
     ],

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.bases import BaseFiles, fetch_base
-from nomoat.recipe import Base
 from nomoat.rows import Row
+from nomoat.sources import Base
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"

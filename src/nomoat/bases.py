@@ -18,7 +18,7 @@ from typing import Any
 
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, sha256_file, sha256_of, write_json
-from nomoat.recipe import Base
+from nomoat.sources import Base
 
 CONVERTER_VERSION = "1"  # raised when the conversion below changes what it writes
 

@@ -2,6 +2,7 @@
 
     columns: {prompt: "{instruction}\\n\\n{context}", completion: response, family: category}
     columns: {messages: messages}
+    columns: {tree: {id: message_id, parent: parent_id, text: text, role: role, rank: rank}}
 
 A value is the name of a column, or a text with columns in braces.
 """
@@ -9,24 +10,40 @@ A value is the name of a column, or a text with columns in braces.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nomoat.recipe import Columns
 from nomoat.records import did_you_mean, shown
+from nomoat.sources import Columns
+from nomoat.trees import exchanges
 
+Records = Iterable[tuple[int, Any]]  # each with its line
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _SPEAKERS = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant"}
 _ROLE, _CONTENT = ("role", "from"), ("content", "value", "text")  # as the usual formats call them
 
 
-def mapped(records: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[tuple[int, Any]]:
+def mapped(records: Records, columns: Columns | None, where: Mapping[str, Any] | None = None) -> Records:
     """Records with our keys in place of the table's columns; a string in a record's place is a problem with it.
 
-    A key whose columns are all empty is left out of its record, as an empty cell is.
+    A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps records with these values only.
     """
+    if where:
+        records = _kept(records, where)
+    if columns is None:
+        return records
+    if columns.tree is not None:
+        return exchanges(records, columns.tree)
+    return ((line, record if isinstance(record, str) else _mapped(record, columns)) for line, record in records)
+
+
+def _kept(records: Records, where: Mapping[str, Any]) -> Records:
     for line, record in records:
-        yield line, record if isinstance(record, str) else _mapped(record, columns)
+        absent = next((name for name in where if isinstance(record, dict) and name not in record), None)
+        if absent is not None:
+            yield line, f"data.where: no column {absent!r}{did_you_mean(absent, record)}"
+        elif not isinstance(record, dict) or all(record[name] == value for name, value in where.items()):
+            yield line, record
 
 
 def _mapped(record: Any, columns: Columns) -> dict[str, Any] | str:

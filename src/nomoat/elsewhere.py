@@ -94,7 +94,7 @@ def _loaded(recipe: Recipe, run_dir: Path, wanted: Wanted, root: Path, trained_o
         )
     if wanted.rows is None:
         return replace(loaded, rows=replace(loaded.rows, heldout=load_heldout(run_dir / "heldout.jsonl")))
-    heldout = tuple(replace(row, tier="phrasing") for row in load_user_rows(wanted.rows, recipe.data.columns, recipe.data.score))
+    heldout = tuple(replace(row, tier="phrasing") for row in load_user_rows(wanted.rows, recipe.data))
     rows: RowSet = replace(loaded.rows, heldout=heldout, name=f"{loaded.rows.name}, answered: {wanted.rows.name}")
     found = leaks.audit(rows.train, rows.validation, heldout, user_data=True)
     if not found.clean and recipe.data.allow_leaks is None:

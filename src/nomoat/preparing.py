@@ -14,9 +14,10 @@ from nomoat.errors import NomoatError
 from nomoat.evaluation import choose_heldout, draw_examples
 from nomoat.leaks import LeakReport, audit, told
 from nomoat.published import load_published
-from nomoat.recipe import Data, Recipe
+from nomoat.recipe import Recipe
 from nomoat.recipe_file import is_file_of_rows
 from nomoat.rows import Row, RowSet, load_set, load_user_rows, split_rows
+from nomoat.sources import Data
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def load_data(data: Data, root: Path) -> tuple[RowSet, bool]:
     if not is_file_of_rows(data.rows):
         return load_set(data.rows, root), True
     path = Path(data.rows).expanduser()
-    return split_rows(load_user_rows(path, data.columns, data.score), data.validation, data.heldout, name=path.stem), False
+    return split_rows(load_user_rows(path, data), data.validation, data.heldout, name=path.stem), False
 
 
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:

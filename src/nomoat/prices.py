@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from nomoat.recipe import AsIfRented, ElectricityRate, RentalRate, Section
+from nomoat.recipe import AsIfRented, ElectricityRate, RentalRate
+from nomoat.sources import Section
 
 Rate = RentalRate | ElectricityRate
 HOW_TO_STATE = (

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nomoat.columns import mapped
+from nomoat.columns import Records, mapped
 from nomoat.errors import NomoatError
-from nomoat.recipe import Data
 from nomoat.rows import RowSet, checked_rows, split_rows
+from nomoat.sources import Data
 
 TABLES = ("json", "csv", "parquet", "arrow")  # the formats whose readers run nothing and unpickle nothing
 CARD = "README.md"
@@ -21,12 +21,11 @@ def load_published(data: Data) -> RowSet:
     Published sets have rows with an empty question or answer that no user can mend: they are left out, and `origin` tells how
     many. NomoatError where the set cannot be had, is no plain table, or has no such subset, split or column.
     """
-    assert data.columns is not None
     if data.revision == "unpinned":
         raise NomoatError(f"data.revision: '{data.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of it")
     place = data.source if data.hub else Path(data.source).name
     table, licence = _read(data)
-    whole = _WholeRows(mapped(enumerate(table, start=1), data.columns))
+    whole = _WholeRows(mapped(enumerate(table, start=1), data.columns, data.where))
     rows = checked_rows(place, whole, score=data.score)
     taken = {"revision": data.revision, "subset": data.subset, "split": data.split or "train"}
     origin = {**taken, "license": licence, "left_out": whole.left_out}
@@ -36,7 +35,7 @@ def load_published(data: Data) -> RowSet:
 class _WholeRows:
     """Records that have a prompt and a completion; the others are counted."""
 
-    def __init__(self, records: Iterable[tuple[int, Any]]) -> None:
+    def __init__(self, records: Records) -> None:
         self._records = records
         self.left_out = 0
 

@@ -8,124 +8,16 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+
+from nomoat.sources import Base, Data, Section
 
 Tier = Literal["values", "phrasing", "family", "retention"]
 Arm = Literal["base", "few_shot", "adapter", "merged"]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Revision = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|unpinned)$")]
-HubId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 # A choice between types is told apart first, so that a mistake in it is told once; `<...>` marks these names in error places.
 Word, Number = Tag("<word>"), Tag("<number>")
-DATA_SOURCES = ("rows", "hub", "path")  # alternatives of `data`, as wheel, hub and path are of `base`
 LARGE_MODEL = 4_000_000_000  # parameters; from here LoRA's best learning rate is lower (Thinking Machines' sweep, 2025)
-
-
-class Section(BaseModel):
-    """A block of a recipe: unknown keys are errors, true is not 1, NaN is not a number, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Base(Section):
-    """The model to start from: exactly one of `wheel`, `hub` or `path`."""
-
-    wheel: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")] | None = None
-    wheel_sha256: Sha256 | None = None
-    gguf: str | None = None
-    sha256: Sha256 | None = None
-    hub: HubId | None = None
-    revision: Revision | None = None
-    path: str | None = None
-    note: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Base:
-        sources = [name for name in ("wheel", "hub", "path") if getattr(self, name) is not None]
-        if len(sources) != 1:
-            seen = " and ".join(sources) or "none of them"
-            raise ValueError(f"give exactly one of wheel, hub or path (seen: {seen})")
-        needs = {"wheel": ("gguf", "sha256"), "hub": ("revision",), "path": ()}[sources[0]]
-        missing = [key for key in needs if getattr(self, key) is None]
-        if missing:
-            raise ValueError(f"a {sources[0]} base also needs {' and '.join(missing)}" + _advice(missing))
-        belongs = {"wheel": {"wheel_sha256", "gguf", "sha256"}, "hub": {"revision"}, "path": set()}[sources[0]]
-        stray = [key for key in ("wheel_sha256", "gguf", "sha256", "revision") if getattr(self, key) is not None and key not in belongs]
-        if stray:
-            raise ValueError(f"{' and '.join(stray)} do not belong to a {sources[0]} base")
-        return self
-
-
-def _advice(missing: list[str], what: str = "model") -> str:
-    if "revision" in missing:
-        return f": the 40 hex digits of a commit of the {what}'s repository (so that the run can be repeated)"
-    return ""
-
-
-class Columns(Section):
-    """How a table's columns become rows: a column's name, or a text with columns in braces. `messages` holds chat turns."""
-
-    prompt: str | None = None
-    completion: str | None = None
-    system: str | None = None
-    family: str | None = None
-    group: str | None = None
-    id: str | None = None
-    messages: str | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Columns:
-        told = [name for name in ("prompt", "completion") if getattr(self, name) is not None]
-        if self.messages is None and len(told) < 2:
-            raise ValueError("give prompt and completion, or messages (a column of chat turns)")
-        if self.messages is not None and told:
-            raise ValueError(f"messages holds prompt and completion already; leave out {' and '.join(told)}")
-        return self
-
-
-class Data(Section):
-    """The rows: a shipped set by name, a file of the user's own, or a set of the hub."""
-
-    rows: str | None = None  # desk, unless hub or path takes its place
-    hub: HubId | None = None  # a data set's owner/name
-    path: str | None = None  # a folder laid out like a data set of the hub, such as a downloaded one
-    revision: Revision | None = None
-    subset: str | None = None  # of a hub set that has several
-    split: str | None = None  # of a hub set, by default train: validation and held-out rows are taken from it
-    columns: Columns | None = None
-    score: dict[str, Any] | None = None  # for rows that state none, such as {by: number}
-    fraction: float = Field(default=1.0, gt=0, le=1)  # of the training rows, chosen by stable hash, families kept equal
-    allow_leaks: str | None = None  # a reason; it is written into the report
-    validation: float = Field(default=0.1, gt=0, lt=0.5)  # of a user's own rows; a shipped set is split already
-    heldout: float = Field(default=0.1, gt=0, lt=0.5)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _desk_unless_stated(cls, value: Any) -> Any:
-        if isinstance(value, dict) and all(value.get(name) is None for name in DATA_SOURCES):
-            return {**value, "rows": "desk"}
-        return value
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Data:
-        sources = [name for name in DATA_SOURCES if getattr(self, name) is not None]
-        if len(sources) > 1:
-            raise ValueError(f"give one of {', '.join(DATA_SOURCES)} (seen: {' and '.join(sources)})")
-        if self.hub is not None and self.revision is None:
-            raise ValueError("a hub set also needs revision" + _advice(["revision"], "data set"))
-        if self.rows is None and self.columns is None:
-            raise ValueError("a hub set also needs columns, such as columns: {prompt: question, completion: answer}")
-        allowed = {"rows": (), "path": ("subset", "split"), "hub": ("subset", "split", "revision")}[sources[0]]
-        stray = [name for name in ("subset", "split", "revision") if getattr(self, name) is not None and name not in allowed]
-        if stray:
-            raise ValueError(f"{' and '.join(stray)}: for a set of the hub, not for {sources[0]}")
-        return self
-
-    @property
-    def source(self) -> str:
-        """What the rows come from, as a message names it."""
-        return str(self.rows or self.hub or self.path)
 
 
 class Lora(Section):

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from nomoat.errors import NomoatError, RecipeError
 from nomoat.files import canonical_json
-from nomoat.recipe import DATA_SOURCES, Recipe
+from nomoat.recipe import Recipe
+from nomoat.sources import DATA_SOURCES
 from nomoat.strict_yaml import parse_yaml
 
 MAX_PARENTS = 8

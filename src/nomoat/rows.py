@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nomoat.columns import mapped
+from nomoat.columns import Records, mapped
 from nomoat.errors import NomoatError
 from nomoat.files import sha256_of
-from nomoat.recipe import Columns
 from nomoat.records import did_you_mean, read_records, shown
+from nomoat.sources import Data
 
 HELDOUT_TIERS = ("values", "phrasing", "family", "retention")
 TIERS_OF_FILE = {"train": ("train",), "validation": ("validation",), "heldout": HELDOUT_TIERS}
@@ -90,11 +90,6 @@ def normalise(text: str) -> str:
     return " ".join(folded.translate(_SEPARATORS).split()) or folded.strip()
 
 
-def _with_score(records: Iterable[tuple[int, Any]], score: dict[str, Any]) -> Iterable[tuple[int, Any]]:
-    for line, record in records:
-        yield line, {**record, "score": record.get("score") or score} if isinstance(record, dict) else record
-
-
 def load_set(name_or_dir: str | Path, root: Path) -> RowSet:
     """The shipped set `data/<name>` below the repository `root`, or a folder laid out like one.
 
@@ -116,28 +111,29 @@ def load_heldout(path: Path) -> tuple[Row, ...]:
     return tuple(_load(path, SHIPPED_KEYS, HELDOUT_TIERS))
 
 
-def load_user_rows(path: Path, columns: Columns | None = None, score: dict[str, Any] | None = None) -> list[Row]:
+def load_user_rows(path: Path, data: Data | None = None) -> list[Row]:
     """Rows of a user's .jsonl, .csv or .parquet file; only prompt and completion are required of each.
 
-    `columns` says what other columns hold them (a file with a prompt and a completion in its first record needs no map), `score` how
-    rows are scored that do not say so themselves. Raises NomoatError naming file, line (record number in a .parquet), the value seen
-    and what is allowed, for at most 20 problems at once.
+    `data` says what other columns hold them, which records count, and how rows are scored that do not say so themselves; a file with
+    a prompt and a completion in its first record is taken as it is. Raises NomoatError naming file, line (record number in a
+    .parquet), the value seen and what is allowed, for at most 20 problems at once.
     """
-    records = list(_records(path))
-    if records and isinstance(records[0][1], dict) and {"prompt", "completion"} <= records[0][1].keys():
-        columns = None
-    return checked_rows(str(path), records, columns=columns, score=score)
+    found = list(_records(path))
+    ready = any(isinstance(record, dict) and {"prompt", "completion"} <= record.keys() for _, record in found[:1])
+    records = found if data is None or ready else mapped(found, data.columns, data.where)
+    return checked_rows(str(path), records, score=data.score if data else None)
 
 
-def checked_rows(
-    place: str, records: Iterable[tuple[int, Any]], *, columns: Columns | None = None, score: dict[str, Any] | None = None
-) -> list[Row]:
-    """Rows from records of `place`, each with its line, as `load_user_rows` makes them."""
-    if columns is not None:
-        records = mapped(records, columns)
+def checked_rows(place: str, records: Records, *, score: dict[str, Any] | None = None) -> list[Row]:
+    """Rows from records of `place` that have our keys; `score` is for those that state none. Raises as `load_user_rows` does."""
     if score is not None:
         records = _with_score(records, score)
     return _build(place, records, USER_KEYS, ("train",), check_scores=True)
+
+
+def _with_score(records: Records, score: dict[str, Any]) -> Records:
+    for line, record in records:
+        yield line, {**record, "score": record.get("score") or score} if isinstance(record, dict) else record
 
 
 def split_rows(rows: Iterable[Row], validation: float = 0.1, heldout: float = 0.1, *, name: str = "rows", **more: Any) -> RowSet:
@@ -170,15 +166,13 @@ def _load(path: Path, keys: tuple[str, ...], tiers: tuple[str, ...]) -> list[Row
     return _build(str(path), _records(path), keys, tiers)
 
 
-def _records(path: Path) -> Iterable[tuple[int, Any]]:
+def _records(path: Path) -> Records:
     if not path.is_file():
         raise NomoatError(f"{path}: no such file")
     return read_records(path)
 
 
-def _build(
-    place: str, records: Iterable[tuple[int, Any]], keys: tuple[str, ...], tiers: tuple[str, ...], *, check_scores: bool = False
-) -> list[Row]:
+def _build(place: str, records: Records, keys: tuple[str, ...], tiers: tuple[str, ...], *, check_scores: bool = False) -> list[Row]:
     """Check and build every row, or report the problems together.
 
     `check_scores`: also refuse a row whose own completion does not score 1. A shipped set is spared that at every
