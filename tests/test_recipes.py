@@ -29,3 +29,8 @@ def test_it_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
 def test_the_smoke_recipe_is_the_default_with_less_of_everything() -> None:
     default, smoke = (load_recipe(ROOT / "recipes" / name) for name in ("smollm2-135m.yaml", "smoke.yaml"))
     assert smoke.base == default.base and smoke.lora == default.lora and smoke.data.rows == default.data.rows
+
+
+def test_another_base_is_another_base_block_and_nothing_else() -> None:
+    default, gemma = (load_recipe(ROOT / "recipes" / name).as_dict() for name in ("smollm2-135m.yaml", "gemma-3-270m.yaml"))
+    assert {key for key in default if default[key] != gemma[key]} == {"name", "base"}

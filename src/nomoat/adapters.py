@@ -106,6 +106,9 @@ def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> No
     """What someone needs who receives only this folder: the tokenizer with its template, and how to load it."""
     tokenizer.save_pretrained(folder)
     write_atomically(folder / "README.md", _card(files))
+    if files.identity.get("notice"):
+        made = "The files in this folder are a LoRA adapter, made by training on that base."
+        write_atomically(folder / "NOTICE", f"{files.identity['notice']}\n\nTerms: {files.identity['terms']}\n{made}\n")
 
 
 def _card(files: BaseFiles) -> str:

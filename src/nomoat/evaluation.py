@@ -12,10 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nomoat.bases import BaseFiles, cache_folder
+from nomoat.bases import BaseFiles
 from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
-from nomoat.files import read_lines, sha256_of, write_lines
+from nomoat.files import cache_folder, read_lines, sha256_of, write_lines
 from nomoat.generation import Generator, batch_plan
 from nomoat.recipe import Eval
 from nomoat.rows import Row

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,3 +76,13 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads and conversions are kept: $NOMOAT_CACHE, else the user's cache folder."""
+    stated = os.environ.get("NOMOAT_CACHE")
+    if stated:
+        return Path(stated).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "nomoat"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nomoat"

