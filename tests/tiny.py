@@ -22,18 +22,35 @@ TEXT = [
 ]
 
 
-def make_tokenizer(folder: Path, *, template: str | None = CHAT_TEMPLATE, bos: str | None = None, pad: str | None = "<|pad|>") -> None:
-    """Write a byte-level BPE tokenizer whose end-of-turn token is `<|end|>`."""
+def make_tokenizer(
+    folder: Path, *, template: str | None = CHAT_TEMPLATE, bos: str | None = None, pad: str | None = "<|pad|>", pieces: bool = False
+) -> None:
+    """Write a tokenizer whose end-of-turn token is `<|end|>`: a byte-level BPE, or `pieces` as SentencePiece makes them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|pad|>", "<|start|>", "<|end|>", *([bos] if bos else [])]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if pieces:
+        raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<|pad|>"))
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        raw.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        alphabet = sorted({chr(code) for code in range(33, 127)} | {"\u2581"})
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+    else:
+        raw = Tokenizer(models.BPE())
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=len(special) + len(alphabet) + 60 if pieces else 320,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
     if bos:
         raw.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))])
@@ -42,8 +59,9 @@ def make_tokenizer(folder: Path, *, template: str | None = CHAT_TEMPLATE, bos: s
     tokenizer.save_pretrained(folder)
 
 
+LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "llama": LLAMA,
     "qwen2": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1},
     "gemma3_text": {
         "hidden_size": 64,
@@ -55,6 +73,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "sliding_window": 8,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "qwen3": {**LLAMA, "head_dim": 16},
+    "mistral": {**LLAMA, "sliding_window": None},
+    "gpt_neox": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "stablelm": LLAMA,
+    "phi3": {**LLAMA, "pad_token_id": 0},
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 64, "dropout": 0.0},
     "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "attn_pdrop": 0.0},
 }
@@ -66,7 +91,7 @@ def make_base(folder: Path, architecture: str = "llama", *, seed: int = 0, **tok
     from transformers import AutoConfig, AutoModelForCausalLM
 
     make_tokenizer(folder, **tokenizer)
-    config = AutoConfig.for_model(architecture, vocab_size=328, **SIZES[architecture])
+    config = AutoConfig.for_model(architecture, **{"vocab_size": 512 if tokenizer.get("pieces") else 328, **SIZES[architecture]})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = config.eos_token_id = 2

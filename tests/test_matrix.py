@@ -1,0 +1,137 @@
+"""Twelve architectures through the whole of a run: recipe, training, gate, scoring, reload. No line of the code knows their names."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nomoat.recipe import Lora
+from nomoat.recipe_file import load_recipe
+from nomoat.report import read_report
+from tests.stories import RECIPE, ROOT
+from tests.tiny import SIZES, make_base, make_rows, write_user_rows
+
+WORDS = {"pieces": True, "bos": "<s>", "pad": None}  # SentencePiece-like: begins with BOS, has no token for padding
+BYTES: dict[str, Any] = {}
+BARE = {"template": None, "pad": None}  # a base that was never taught to chat
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "llama": WORDS,
+    "qwen2": BYTES,
+    "qwen3": BYTES,
+    "mistral": WORDS,
+    "gemma3_text": {**WORDS, "template": None, "pad": "<|pad|>"},
+    "gpt2": BARE,
+    "gpt_neox": BARE,
+    "stablelm": BYTES,
+    "phi3": {**WORDS, "bos": None},
+    "falcon": BARE,
+    "bloom": {**BARE, "pad": "<|pad|>", "bos": "<s>"},
+    "opt": {**BARE, "bos": "</s>", "pad": "<|pad|>"},
+}
+MIX_PACKED_ROWS = {"falcon", "bloom"}  # OPT does so with stock attention, and not with ours, which keeps rows apart
+SMALL = ("llama", "gpt2", "bloom")  # for `make test`
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two would only wait for each other on models of this size."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def cases() -> list[Any]:
+    return [pytest.param(name, marks=[] if name in SMALL else [pytest.mark.slow]) for name in TOKENIZERS]
+
+
+def run_recipe(folder: Path) -> Path:
+    """What train/sft.py does, in this process: starting twelve would take longer than they run."""
+    from rich.console import Console
+
+    from nomoat import session
+
+    job = session.plan_job(load_recipe(folder / "tiny.yaml", ["train.epochs=6"]), ROOT)
+    with session.open_job(job, folder / "runs", Console(file=io.StringIO())) as work:
+        model = work.load_base()
+        rows = work.prepare_rows(model)
+        model = work.attach_adapter(model)
+        work.train(model, rows)
+        gate = work.score_arms(work.prove_adapter(model, rows))
+        assert gate.passed, gate.failures()
+        return work.write_report().parent
+
+
+def linear_layers(model: Any) -> int:
+    """Layers that LoRA can sit on, the head left out: torch's linears and GPT-2's own kind."""
+    head = model.get_output_embeddings()
+    return sum(type(module).__name__ in ("Linear", "Conv1D", "FalconLinear") and module is not head for module in model.modules())
+
+
+@pytest.mark.parametrize("architecture", cases())
+def test_an_architecture_goes_from_recipe_to_report(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
+    make_base(tmp_path / "model", architecture, **TOKENIZERS[architecture])
+    write_user_rows(tmp_path / "rows.jsonl", 60)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    run_dir = run_recipe(tmp_path)
+    report = read_report(run_dir / "report.json")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    adapted = sum(".lora_A." in name for name in saved_tensors(run_dir / "adapter"))
+    assert adapted == linear_layers(base), "every linear layer but the head is adapted"
+    packing = json.loads((run_dir / "rows.json").read_text())["packing"]
+    assert packing["packed"] == (architecture not in MIX_PACKED_ROWS), packing["reason"]
+    tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    assert tied == bool(base.config.tie_word_embeddings) and len(base.get_input_embeddings().weight) == base.config.vocab_size
+    assert all(report.arms[arm].tiers["phrasing"].n > 0 for arm in ("base", "few_shot", "adapter"))
+    assert not any("embed" in name or "lm_head" in name for name in saved_tensors(run_dir / "adapter"))
+
+
+def saved_tensors(folder: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        return list(file.keys())
+
+
+@pytest.mark.parametrize("architecture", cases())
+def test_a_row_learnt_by_heart_ends_by_itself(tmp_path: Path, architecture: str) -> None:
+    """An end-of-turn token that is masked, doubled or never asked for would show here."""
+    import torch
+
+    from nomoat.adapters import attach_adapter
+    from nomoat.bases import load_model, load_tokenizer
+    from nomoat.beginnings import Question
+    from nomoat.conversation import Conversation
+    from nomoat.generation import Generator
+    from nomoat.packing import padded_batch
+    from nomoat.training import summed_loss
+
+    files = make_base(tmp_path / "model", architecture, **TOKENIZERS[architecture])
+    talk = Conversation(load_tokenizer(files))
+    [row] = make_rows(1)
+    rendered = talk.render(row)
+    model = attach_adapter(load_model(files, precision="float32", device="cpu"), Lora(rank=8, alpha=64), seed=0, files=files)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    batch = padded_batch([rendered], talk.pad_id)
+    for _ in range(100):
+        optimiser.zero_grad()
+        summed_loss(model, batch).backward()
+        optimiser.step()
+    limit = len(rendered.completion_ids) + 8
+    question = Question(row.id, rendered.prompt_ids, rendered.completion_ids)
+    [answer], _ = Generator(model.eval(), talk, max_new_tokens=limit).answer([question])
+    assert answer.stopped and talk.decode(list(answer.ids)) == row.completion
+
+
+def test_every_architecture_has_a_size_and_a_tokenizer() -> None:
+    assert set(TOKENIZERS) == set(SIZES)
