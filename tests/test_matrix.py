@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,6 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 }
 MIX_PACKED_ROWS = {"falcon", "bloom"}  # OPT does so with stock attention, and not with ours, which keeps rows apart
 SMALL = ("llama", "gpt2", "bloom")  # for `make test`
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two would only wait for each other on models of this size."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cases() -> list[Any]:
