@@ -61,6 +61,10 @@ $(VENV)/.bench: $(READY)
 	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
 	@touch $@
 
+.PHONY: pin  ## Look up what `revision: unpinned` in RECIPE stands for today, and write it there
+pin: $(READY)
+	$(PY) train/pin.py $(RECIPE)
+
 .PHONY: audit  ## Do held-out rows stand in training rows? DATA="recipe.yaml" or "train.jsonl heldout.jsonl" or a shipped set
 audit: $(READY)
 	$(PY) data/leaks.py $(call need,DATA,recipes/smollm2-135m.yaml)

@@ -82,6 +82,7 @@ def smallest(line: str, runs: list[Path]) -> str:
     folder = runs[0].parent.parent
     line = re.sub(r"ROWS=\S+", f"ROWS={folder}/mine.jsonl", line)
     line = line.replace("mine/gsm8k.yaml", f"{folder}/gsm8k.yaml").replace("heldout.jsonl", f"{folder}/mine.jsonl")
+    line = line.replace("mine/qwen.yaml", f"{folder}/tiny.yaml")
     if line.startswith("make bench"):
         few = "--rows 4" if "RUN=" in line else "--turns 1 --steps 1 --warmup 1 --arms trainer trl_packed"
         return f'{line} RECIPE={folder}/tiny.yaml SET="{few} --out {folder}/bench"'

@@ -63,7 +63,8 @@ def _from_hub(base: Base) -> BaseFiles:
     assert base.hub and base.revision
     if base.revision == "unpinned":
         raise NomoatError(
-            f"base.revision: '{base.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of its repository"
+            f"base.revision: '{base.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of its "
+            "repository: `make pin RECIPE=...` with the recipe's file looks it up and writes it there"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

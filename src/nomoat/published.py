@@ -22,7 +22,10 @@ def load_published(data: Data) -> RowSet:
     many. NomoatError where the set cannot be had, is no plain table, or has no such subset, split or column.
     """
     if data.revision == "unpinned":
-        raise NomoatError(f"data.revision: '{data.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of it")
+        raise NomoatError(
+            f"data.revision: '{data.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of it: "
+            "`make pin RECIPE=...` with the recipe's file looks it up and writes it there"
+        )
     place = data.source if data.hub else Path(data.source).name
     table, licence = _read(data)
     whole = _WholeRows(mapped(enumerate(table, start=1), data.columns, data.where))

@@ -1,0 +1,42 @@
+"""Pin a recipe: look up what `revision: unpinned` stands for today and write it into the recipe's file.
+
+    python train/pin.py recipes/mine.yaml
+    make pin RECIPE=recipes/mine.yaml
+
+Changes those lines and nothing else. A recipe without a pinned revision can be read and listed, but not trained: nobody could repeat it.
+Exit codes: 0 done (or nothing to pin), 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nomoat.errors import run_script
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/mine.yaml")
+    return parser.parse_args()
+
+
+def main() -> None:
+    path = parse_arguments().recipe
+    from nomoat.files import write_atomically
+    from nomoat.pinning import latest_commit, pinned, unpinned
+    from nomoat.recipe_file import load_recipe
+
+    load_recipe(path)  # a recipe with other mistakes is told them before the hub is asked
+    text = path.read_text(encoding="utf-8")
+    commits = {place: latest_commit(place) for place in unpinned(text)}
+    if commits:
+        write_atomically(path, pinned(text, commits))
+    for place, commit in commits.items():
+        print(f"{path}: {place.block}.revision of {place.repository} is now {commit}")
+    if not commits:
+        print(f"{path}: nothing to pin (a parent's revisions stand in the parent's file)")
+
+
+if __name__ == "__main__":
+    run_script(main)
