@@ -37,6 +37,13 @@ def test_stated_threads_are_set() -> None:
         torch.set_num_threads(before)
 
 
+def test_float16_is_for_cuda_and_the_reason_is_told() -> None:
+    for place in (CPU, MPS):
+        with pytest.raises(NomoatError, match=f"float16 needs its loss scaled.*on {place.kind} it would be float32"):
+            training_precision(recipe("float16"), place)
+    assert training_precision(recipe("float16"), CUDA) == scoring_precision("float16", CUDA) == "float16"
+
+
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 def test_mps_refuses_quantised_bases_with_the_reason(precision: str) -> None:
     with pytest.raises(NomoatError, match=f"{precision} needs bitsandbytes"):

@@ -40,13 +40,13 @@ def cases() -> list[Any]:
     return [pytest.param(name, marks=[] if name in SMALL else [pytest.mark.slow]) for name in TOKENIZERS]
 
 
-def run_recipe(folder: Path) -> Path:
+def run_recipe(folder: Path, *overrides: str) -> Path:
     """What train/sft.py does, in this process: starting twelve would take longer than they run."""
     from rich.console import Console
 
     from nomoat import session
 
-    job = session.plan_job(load_recipe(folder / "tiny.yaml", ["train.epochs=6"]), ROOT)
+    job = session.plan_job(load_recipe(folder / "tiny.yaml", ["train.epochs=6", *overrides]), ROOT)
     with session.open_job(job, folder / "runs", Console(file=io.StringIO())) as work:
         model = work.load_base()
         rows = work.prepare_rows(model)
@@ -123,3 +123,14 @@ def test_a_row_learnt_by_heart_ends_by_itself(tmp_path: Path, architecture: str)
 
 def test_every_architecture_has_a_size_and_a_tokenizer() -> None:
     assert set(TOKENIZERS) == set(SIZES)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "int8", "nf4"])
+def test_every_precision_goes_from_recipe_to_report_on_a_gpu(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
+    make_base(tmp_path / "model", "llama")
+    write_user_rows(tmp_path / "rows.jsonl", 60)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    report = read_report(run_recipe(tmp_path, f"precision={precision}", "hardware.device=cuda") / "report.json")
+    assert report.provenance["dtype"] == precision and report.cost.peak_device_bytes

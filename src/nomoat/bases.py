@@ -109,11 +109,11 @@ def load_tokenizer(files: BaseFiles) -> Any:
 
 
 def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
-    """The base in `precision` (float32, bfloat16, int8, nf4) on `device`, in eval mode, its weights frozen."""
+    """The base in `precision` (float32, bfloat16, float16, int8, nf4) on `device`, in eval mode, its weights frozen."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
     options: dict[str, Any] = {"quantization_config": _quantization(precision)} if precision in ("int8", "nf4") else {}
     if options:
         options["device_map"] = {"": device}

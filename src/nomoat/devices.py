@@ -70,6 +70,11 @@ def _supported(precision: str, device: Device) -> str:
         raise NomoatError(
             f"precision: {precision} needs bitsandbytes, whose kernels do not run on mps; use bfloat16 or float32, or hardware.device=cpu"
         )
+    if device.kind != "cuda" and precision == "float16":
+        raise NomoatError(
+            f"precision: float16 needs its loss scaled, which is done on CUDA only (on {device.kind} it would be float32 without a word); "
+            "use bfloat16 or float32"
+        )
     return precision
 
 

@@ -54,7 +54,7 @@ def _rate(rows: int, inputs: int, outputs: int, precision: str, device: str) -> 
     import torch
     from torch.nn.functional import linear
 
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
     x = torch.randn(rows, inputs, dtype=dtype, device=device)
     weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
     with torch.inference_mode():

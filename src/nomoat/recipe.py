@@ -137,7 +137,7 @@ class Recipe(Section):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     base: Base
-    precision: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     data: Data = Data()
     lora: Lora = Lora()
     train: Train = Train()

@@ -218,5 +218,5 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
         remove_unused_columns=False,
         dataloader_num_workers=0,
         bf16=False,
-        fp16=False,
+        fp16=recipe.precision == "float16",  # scales the loss; the only precision whose gradients would vanish without
     )
