@@ -148,8 +148,9 @@ def repetition(report: Report, first: Report, differences: dict[str, TierDiffere
     apart = [f"{one.verdict} on {tier_words(tier)} ({change(one)})" for tier, one in differences.items() if one.verdict != "cannot tell"]
     if apart:
         return f"repeats the recipe of {first.run} and does not agree with it: {', '.join(apart)}"
-    widest = max((one.smallest_detectable for one in differences.values() if one.smallest_detectable is not None), default=None)
-    noticed = "" if widest is None else f" (differences of {number(widest)} and more would show)"
+    main = differences.get(first.comparison.primary)
+    noticeable = None if main is None else main.smallest_detectable
+    noticed = "" if noticeable is None else f" (on {tier_words(first.comparison.primary)} a difference of {number(noticeable)} would show)"
     return f"repeats the recipe of {first.run} and agrees with it on every tier{noticed}"
 
 
