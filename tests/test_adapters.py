@@ -79,3 +79,24 @@ assert not any(name.startswith("nomoat") for name in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_pissa_adapter_is_saved_as_the_plain_lora_that_does_the_same(tmp_path: Path) -> None:
+    files = make_base(tmp_path / "model")
+    ids = torch.tensor([[5, 9, 12, 40]])
+    base = load_model(files, precision="float32", device="cpu")
+    with torch.no_grad():
+        untouched = base(ids).logits
+    model = adapters.attach_adapter(base, Lora(rank=4, alpha=8, method="pissa"), seed=0, files=files)
+    start = adapters.adapter_tensors(model)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, untouched, atol=1e-5), "it begins as the base"
+        for tensor in (tensor for tensor in model.parameters() if tensor.requires_grad):
+            tensor += 0.05 * torch.randn_like(tensor)
+        trained = model(ids).logits
+    adapters.save_adapter(model, tmp_path / "adapter", files, start=start)
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (8, 16, True)
+    reloaded = adapters.load_adapter(load_model(files, precision="float32", device="cpu"), tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.allclose(reloaded(ids).logits, trained, atol=1e-5) and not torch.allclose(trained, untouched, atol=1e-2)

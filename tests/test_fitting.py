@@ -16,7 +16,7 @@ from nomoat.conversation import Conversation
 from nomoat.errors import RunFailed
 from nomoat.files import read_lines
 from nomoat.fitting import Fit, _trainer, fit
-from nomoat.recipe import Recipe
+from nomoat.recipe import Lora, Recipe
 from nomoat.sources import Base
 from nomoat.training import Rows
 from tests.tiny import make_base, make_rows
@@ -28,9 +28,9 @@ class Stop(Exception):
     """What a test raises in place of a kill."""
 
 
-def make_job(folder: Path, files: BaseFiles, **train: Any) -> Fit:
+def make_job(folder: Path, files: BaseFiles, method: Any = "lora", **train: Any) -> Fit:
     settings = {"max_steps": STEPS, "epochs": 4.0, "batch_tokens": 128, "pack_tokens": 128, "max_row_tokens": 64, "checkpoints": 4, **train}
-    recipe = Recipe(name="tiny", base=Base(path=str(files.folder)), train=settings)
+    recipe = Recipe(name="tiny", base=Base(path=str(files.folder)), lora=Lora(method=method), train=settings)
     talk = Conversation(load_tokenizer(files))
     rows = Rows(
         [talk.render(row) for row in make_rows(24)], [talk.render(row) for row in make_rows(6, tier="validation")], True, talk.pad_id, 128
@@ -68,13 +68,14 @@ def test_the_same_seed_gives_the_same_adapter_and_losses_and_another_does_not(tm
     assert other[0] != first[0]
 
 
-def test_a_resumed_training_equals_a_straight_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "pissa"])  # PiSSA takes the base apart again when it resumes
+def test_a_resumed_training_equals_a_straight_one(tmp_path: Path, method: str) -> None:
     files = make_base(tmp_path / "base")
-    straight = run(make_job(tmp_path / "straight", files))
+    straight = run(make_job(tmp_path / "straight", files, method))
     with pytest.raises(Stop):
-        run(make_job(tmp_path / "killed", files), stop_after(5))  # checkpoints at 2 and 4
+        run(make_job(tmp_path / "killed", files, method), stop_after(5))  # checkpoints at 2 and 4
     steps: list[int] = []
-    resumed = run(make_job(tmp_path / "killed", files), lambda **counts: steps.append(counts["tokens_seen"]))
+    resumed = run(make_job(tmp_path / "killed", files, method), lambda **counts: steps.append(counts["tokens_seen"]))
     assert resumed == straight
     assert len(steps) == STEPS - 4  # only the steps after the last checkpoint are done, and paid for, again
 

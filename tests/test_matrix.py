@@ -125,6 +125,18 @@ def test_every_architecture_has_a_size_and_a_tokenizer() -> None:
     assert set(TOKENIZERS) == set(SIZES)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rslora", "dora", "pissa"])
+def test_a_method_goes_from_recipe_to_report(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
+    make_base(tmp_path / "model", "llama")
+    write_user_rows(tmp_path / "rows.jsonl", 60)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    run_dir = run_recipe(tmp_path, f"lora.method={method}", "lora.rank=8")
+    config = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"], config["r"]) == (method == "dora", method == "rslora", 16 if method == "pissa" else 8)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "int8", "nf4"])
 def test_every_precision_goes_from_recipe_to_report_on_a_gpu(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,11 @@ def test_every_fraction_of_the_shipped_set_has_the_same_examples_and_held_out_ro
     assert whole.rows.train_sha256 != quarter.rows.train_sha256
 
 
+def test_a_shipped_set_takes_no_map_of_columns() -> None:
+    with pytest.raises(NomoatError, match=r"data\.columns: desk is a shipped set"):
+        load_rows(recipe(data={"columns": {"prompt": "a", "completion": "b"}}), ROOT)
+
+
 def test_rows_that_do_not_fit_are_dropped_counted_and_named(tmp_path: Path) -> None:
     write_user_rows(tmp_path / "rows.jsonl", 60)
     talk = Conversation(load_tokenizer(make_base(tmp_path / "model")))

@@ -154,6 +154,13 @@ def test_other_rows_do_not_inherit_what_was_said_of_the_parents(tmp_path: Path) 
         assert changed.path is not None and (changed.rows, changed.fraction, changed.allow_leaks) == (None, 0.5, None)
 
 
+def test_pissa_is_refused_where_the_base_is_rounded(tmp_path: Path) -> None:
+    for precision in ("bfloat16", "int8", "nf4"):
+        assert f"in {precision} what is left of them" in "".join(
+            problems(write(tmp_path, f"{BASE}precision: {precision}\nlora: {{method: pissa}}\n"))
+        )
+
+
 def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path, BASE, "smoke.yaml")
     with pytest.raises(NomoatError, match=r"did you mean .*smoke\.yaml"):

@@ -43,6 +43,7 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> An
         target_modules=targets,
         use_rslora=lora.method == "rslora",
         use_dora=lora.method == "dora",
+        init_lora_weights="pissa" if lora.method == "pissa" else True,
     )
     set_seed(seed)
     adapted = get_peft_model(model, use_fused_lora(config, model))
@@ -88,18 +89,40 @@ def fingerprint(tensors: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(adapted: Any, folder: Path, files: BaseFiles) -> None:
-    """Weights and config only; the config names the base by its public name, never by a path of this machine."""
+def save_adapter(adapted: Any, folder: Path, files: BaseFiles, *, start: dict[str, Any] | None = None) -> None:
+    """Weights and config only; the config names the base by its public name, never by a path of this machine.
+
+    `start`: the tensors that a PiSSA adapter began with; it is then saved as the plain LoRA that does the same to the untouched base.
+    """
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, save(adapter_tensors(adapted), metadata={"format": "pt"}))
+    tensors = adapter_tensors(adapted)
     config = adapted.peft_config["default"].to_dict()
     config["base_model_name_or_path"], config["revision"], config["inference_mode"] = files.name, files.revision, True
+    if start is not None:
+        tensors = as_plain_lora(tensors, start)
+        config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
+    write_atomically(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     plain = json.loads(json.dumps(config, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
     if isinstance(plain.get("target_modules"), list):
         plain["target_modules"] = sorted(plain["target_modules"])  # peft keeps a set: its order changes between processes
     write_json(folder / CONFIG, plain)
+
+
+def as_plain_lora(tensors: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """A PiSSA adapter as a plain LoRA of twice the rank and alpha.
+
+    PiSSA (Meng et al. 2024, arXiv:2404.02948) takes s B0 A0, the base's principal part, out of its weights W and trains from there, so
+    that the layer computes W - s B0 A0 + s B A = W + s [B, -B0] [A; A0].
+    """
+    import torch
+
+    joined = {}
+    for name, tensor in tensors.items():
+        is_a = ".lora_A." in name
+        joined[name] = torch.cat([tensor, start[name]], dim=0) if is_a else torch.cat([tensor, -start[name]], dim=1)
+    return joined
 
 
 def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> None:

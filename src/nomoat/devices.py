@@ -62,6 +62,8 @@ def training_precision(recipe: Recipe, device: Device) -> str:
     """The recipe's precision, or for auto: bfloat16 where the hardware multiplies it natively, else float32."""
     if recipe.precision != "auto":
         return _supported(recipe.precision, device)
+    if recipe.lora.method == "pissa":
+        return "float32"  # recipe.py says why
     return "bfloat16" if _has_bfloat16(device) else "float32"
 
 

@@ -23,7 +23,7 @@ LARGE_MODEL = 4_000_000_000  # parameters; from here LoRA's best learning rate i
 class Lora(Section):
     """The adapter. alpha / rank scales the update; `targets` are module names, or all linear layers but the head."""
 
-    method: Literal["lora", "rslora", "dora"] = "lora"
+    method: Literal["lora", "rslora", "dora", "pissa"] = "lora"
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -143,6 +143,15 @@ class Recipe(Section):
     train: Train = Train()
     eval: Eval = Eval()
     hardware: Hardware = Hardware()
+
+    @model_validator(mode="after")
+    def _pissa_in_full(self) -> Recipe:
+        if self.lora.method == "pissa" and self.precision not in ("auto", "float32"):
+            raise ValueError(
+                f"lora.method pissa takes the base's own weights apart, which needs precision auto or float32: in {self.precision} "
+                "what is left of them would be rounded, and the saved adapter would belong to another base"
+            )
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, defaults included; keys left at null are kept so that every choice is visible."""

@@ -183,6 +183,10 @@ class Work:
         )
         return adapted
 
+    @property
+    def _edits_the_base(self) -> bool:
+        return self.recipe.lora.method == "pissa"
+
     def train(self, model: Any, rows: Rows) -> None:
         """All steps, or those left; then the adapter on disk."""
         rate = prices.read_rate(self.job.environment()["rate"])
@@ -198,7 +202,7 @@ class Work:
         )
         with self.ledger.segment("train") as segment:
             fit(model, job, count=segment.count, console=self.console)
-            adapters.save_adapter(model, self.folder / "adapter", self.job.files)
+            adapters.save_adapter(model, self.folder / "adapter", self.job.files, start=self.initial if self._edits_the_base else None)
             adapters.add_tokenizer_and_card(self.folder / "adapter", self.conversation.tokenizer, self.job.files)
         facts = adapters.adapter_facts(self.size, self.recipe.lora, self.folder / "adapter", self.job.files)
         write_json(self.folder / "adapter.json", facts)
@@ -206,7 +210,8 @@ class Work:
     def prove_adapter(self, model: Any, rows: Rows) -> gate.Gate:
         """The saved adapter in a fresh base, against what training left in memory."""
         with self.ledger.segment("gate"):
-            checks = gate.check_tensors(self.folder / "adapter", self.initial)
+            start = adapters.as_plain_lora(self.initial, self.initial) if self._edits_the_base else self.initial
+            checks = gate.check_tensors(self.folder / "adapter", start)
             if all(check.passed for check in checks):
                 trained = gate.probe_logits(model.eval(), rows.train)
                 base = self._load(self.job.precision)
