@@ -61,7 +61,7 @@ def load_data(data: Data, root: Path) -> tuple[RowSet, bool]:
     if not is_file_of_rows(data.rows):
         idle = [name for name in ("columns", "where", "score") if getattr(data, name) is not None]
         if idle:
-            raise NomoatError(f"data.{idle[0]}: {data.rows} is a shipped set, whose rows are as they are; for a file of yours give its path")
+            raise NomoatError(f"data.{idle[0]}: {data.rows} is a shipped set, whose rows are as they are; name a file of yours by its path")
         return load_set(data.rows, root), True
     path = Path(data.rows).expanduser()
     return split_rows(load_user_rows(path, data), data.validation, data.heldout, name=path.stem), False
