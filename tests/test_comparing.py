@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nomoat.comparing import compare, family_verdicts, finished_runs, load_run
 from nomoat.comparing_page import render_comparison
-from nomoat.comparing_plots import Point, front
+from nomoat.comparing_plots import Point, ends_together, front
 from nomoat.comparing_view import print_comparison
 from nomoat.errors import NomoatError
 from nomoat.paired import p_of_interval
@@ -237,6 +237,11 @@ def printed_reports(*reports: Report) -> str:
 def test_nobody_beats_a_run_on_the_front() -> None:
     points = [Point("A", 10, 0.5, None), Point("B", 5, 0.4, None), Point("C", 20, 0.5, None), Point("D", 5, 0.3, None)]
     assert [point.letter for point in front(points)] == ["B", "A"]
+
+
+def test_curves_that_end_in_one_place_share_a_label() -> None:
+    lines = [("A", [(0.0, 2.0), (100.0, 0.10)]), ("B", [(0.0, 2.0), (50.0, 0.10)]), ("C", [(0.0, 2.0), (99.0, 0.12)]), ("D", [(0.0, 2.0)])]
+    assert ends_together(lines) == [(["A", "C"], (100.0, 0.10)), (["B"], (50.0, 0.10))]
 
 
 def test_a_regression_ends_with_exit_1_only_when_asked_for(tmp_path: Path) -> None:

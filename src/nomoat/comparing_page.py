@@ -33,7 +33,7 @@ def render_comparison(found: Compared, paths: Sequence[Path]) -> str:
             found=found,
             arm=ARM,
             letters=letters,
-            runs=[_run(found, number, letters) for number in range(len(letters))],
+            runs=[_run(found, number, letters, alone=not path.is_dir()) for number, path in enumerate(paths)],
             others=[number for number in range(len(letters)) if number != found.reference],
             families={tier: _families(found, tier) for tier in found.tiers},
             verdicts=[family_verdicts(differences) for differences in found.differences],
@@ -47,9 +47,10 @@ def render_comparison(found: Compared, paths: Sequence[Path]) -> str:
     )
 
 
-def _run(found: Compared, number: int, letters: Sequence[str]) -> dict[str, Any]:
+def _run(found: Compared, number: int, letters: Sequence[str], *, alone: bool) -> dict[str, Any]:
     report = found.reports[number]
-    notes = [words for words, holds in (("reference", number == found.reference), ("failed", report.status == "failed")) if holds]
+    marks = (("reference", number == found.reference), ("failed", report.status == "failed"), ("only its report", alone))
+    notes = [words for words, holds in marks if holds]
     names = ("time", "money", "energy", "memory", "adapter")
     return {
         "letter": letters[number],
@@ -82,7 +83,8 @@ def _sentences(found: Compared, letters: Sequence[str]) -> list[str]:
         words = f"cannot be told from {first}" if verdict == "cannot tell" else f"is {verdict} than {first}"
         sentence = f"{letters[number]} {words} on {wording.tier_words(primary)}, {wording.change(differences[primary])}"
         worse = [tier for tier, of in differences.items() if of.verdict == "worse" and tier != primary]
-        said.append(sentence + (f"; but worse on {', '.join(map(wording.tier_words, worse))}" if worse else ""))
+        joint = "and also" if verdict == "worse" else "but"
+        said.append(sentence + (f"; {joint} worse on {', '.join(map(wording.tier_words, worse))}" if worse else ""))
         repeated = repetition(found.reports[number], found.reports[found.reference], differences)
         said += [f"{letters[number]} {repeated}"] if repeated else []
     return said

@@ -60,6 +60,21 @@ def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -
     return drawn(draw, width, 3.2, "cost", words)
 
 
+def ends_together(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[tuple[list[str], tuple[float, float]]]:
+    """Letters of curves that end in the same place, for one label; the same is within 3 % of the width and 7 % of the height."""
+    drawn_lines = [(letter, points) for letter, points in lines if len(points) > 1]
+    width, height = (max((point[axis] for _, points in drawn_lines for point in points), default=1.0) for axis in (0, 1))
+    found: list[tuple[list[str], tuple[float, float]]] = []
+    for letter, points in drawn_lines:
+        x, y = points[-1]
+        near = next((names for names, (a, b) in found if abs(a - x) < 0.03 * width and abs(b - y) < 0.07 * height), None)
+        if near is None:
+            found.append(([letter], (x, y)))
+        else:
+            near.append(letter)
+    return found
+
+
 def curves_chart(curves: Sequence[tuple[str, LearningCurve]], *, width: float) -> str | None:
     """Validation loss by optimiser step, a line a run; None where none was logged."""
     lines = [(letter, [(step, loss) for step, loss, _ in curve.validation if loss is not None]) for letter, curve in curves]
@@ -67,13 +82,14 @@ def curves_chart(curves: Sequence[tuple[str, LearningCurve]], *, width: float) -
         return None
 
     def draw(axes: Axes) -> None:
-        for number, (letter, points) in enumerate(lines):
+        for number, (_, points) in enumerate(lines):
             if len(points) < 2:
                 continue
             colour = COLOURS[f"run{number % RUN_COLOURS}"]
             dashes = "-" if number < RUN_COLOURS else "--"
             axes.plot(*zip(*points, strict=True), f"o{dashes}", color=colour, linewidth=1.6, markersize=4)
-            axes.annotate(letter, points[-1], (7, -3), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
+        for letters, place in ends_together(lines):
+            axes.annotate(", ".join(letters), place, (7, -3), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
         axes.set_ylim(bottom=0)
         axes.margins(x=0.05)
         axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
