@@ -1,6 +1,6 @@
 """Do the 95 % intervals hold what they promise? Simulate a grid of cases and write the table.
 
-    python eval/coverage.py --trials 400 --out eval/COVERAGE.md
+    python eval/coverage.py --out eval/COVERAGE.md
 
 Rows 20 to 400, rates 0.01 to 0.99, intra-group correlation 0 to 0.4, one, three and five seeds. Exit 1 if a cell covers less than 93 %.
 """
@@ -16,7 +16,7 @@ from nomoat.errors import RunFailed, run_script
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=400, help="simulated runs a cell, fewer for several seeds (default: 400)")
+    parser.add_argument("--trials", type=int, default=1000, help="simulated results a cell (default: 1000)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cells at a time (default: one a core)")
     parser.add_argument("--out", type=Path, help="where the table goes (default: only printed)")
     return parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
 HEAD = """# Coverage of the intervals
 
 The share of simulated runs whose 95 % interval holds the true value, in per cent: the lowest over rates from 0.01 to 0.99, the rate where
-it is met, and the highest. Groups of 3 rows; {trials} runs a cell, divided by the number of seeds. A cell where no run had groups enough
+it is met, and the highest. Groups of 3 rows; {trials} simulated results a cell. A cell where no run had groups enough
 for an interval says so. Written by `python eval/coverage.py`."""
 
 if __name__ == "__main__":

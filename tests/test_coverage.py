@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from nomoat import coverage
 from nomoat.coverage import Cell, failures, grid, table
+from nomoat.paired import paired_difference
 
 
 def test_a_small_grid_is_the_same_every_time_and_makes_a_table() -> None:
@@ -31,3 +33,13 @@ def test_intervals_that_are_too_narrow_are_found_out(monkeypatch: pytest.MonkeyP
 def test_a_cell_without_intervals_says_so_and_is_no_failure() -> None:
     cell = Cell("rate", 20, 0.5, 0.0, 1, None, 0.0)
     assert failures([cell], 100) == [] and "too few groups" in table([cell])
+
+
+def test_the_simulation_takes_the_intervals_that_a_report_would_have() -> None:
+    draw = np.random.default_rng(1)
+    groups = [at // 3 for at in range(30)]
+    runs = [((draw.random(30) < 0.7).astype(int).tolist(), (draw.random(30) < 0.4).astype(int).tolist()) for _ in range(20)]
+    found = coverage.paired_intervals(runs, groups)
+    for (a, b), interval in zip(runs, found, strict=True):
+        assert interval == pytest.approx(paired_difference(a, b, ["f"] * 30, groups).interval)
+    assert coverage.paired_intervals([([1] * 6, [0] * 6)], [at // 3 for at in range(6)]) == [None], "two groups are too few"

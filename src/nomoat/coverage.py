@@ -6,7 +6,7 @@ coverage is the share of trials whose 95 % interval holds the true value, among 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nomoat.clusters import Interval
-from nomoat.paired import paired_difference
+from nomoat.clusters import Interval, design, split
+from nomoat.paired import NORMAL_95, effective_counts, tango
 from nomoat.statistics import rate_interval, seeds_estimate
 
 ROWS = (20, 50, 100, 200, 400)
@@ -27,7 +27,7 @@ GROUP = 3  # rows a group, as most phrasings of the shipped set have
 BEFORE = 0.5  # the base's rate as a share of the adapter's, in a paired difference
 SEED_SPREAD = 0.02  # standard deviation of an adapter's true rate from seed to seed
 LOWEST = 0.93
-Trial = Callable[[], Interval | None]
+Found = list[Interval | None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def grid(
     cells: list[tuple[str, int, float, float, int, int]] = []
     for n, rate, correlation in product(rows, rates, CORRELATIONS):
         cells.append(("rate", n, rate, correlation, 1, trials))
-        cells += [("difference", n, rate, correlation, count, max(1, trials // count)) for count in seeds]
+        cells += [("difference", n, rate, correlation, count, trials) for count in seeds]
     if processes == 1:
         yield from map(_cell_of, cells)
         return
@@ -65,35 +65,52 @@ def _cell_of(cell: tuple[str, int, float, float, int, int]) -> Cell:
 def _cell(what: str, n: int, rate: float, correlation: float, seeds: int, trials: int) -> Cell:
     draw = np.random.default_rng([n, round(1000 * rate), round(10 * correlation), seeds, what == "rate"])
     groups = [at // GROUP for at in range(n)]
-    truth, trial = (_rate if what == "rate" else _difference)(draw, groups, rate, correlation, seeds)
-    found = [interval for interval in (trial() for _ in range(trials)) if interval is not None]
+    truth, intervals = (_rates if what == "rate" else _differences)(draw, groups, rate, correlation, seeds, trials)
+    found = [interval for interval in intervals if interval is not None]
     held = sum(low <= truth <= high for low, high in found)
     return Cell(what, n, rate, correlation, seeds, held / len(found) if found else None, len(found) / trials)
 
 
-def _rate(draw: Any, groups: list[int], rate: float, correlation: float, _seeds: int) -> tuple[float, Trial]:
-    return rate, lambda: rate_interval((draw.random(len(groups)) < _own(draw, groups, rate, correlation)).astype(int).tolist(), groups)
+def _rates(draw: Any, groups: list[int], rate: float, correlation: float, _seeds: int, trials: int) -> tuple[float, Found]:
+    answers = ((draw.random(len(groups)) < _own(draw, groups, rate, correlation)).astype(int).tolist() for _ in range(trials))
+    return rate, [rate_interval(scores, groups) for scores in answers]
 
 
-def _difference(draw: Any, groups: list[int], rate: float, correlation: float, seeds: int) -> tuple[float, Trial]:
+def _differences(draw: Any, groups: list[int], rate: float, correlation: float, seeds: int, trials: int) -> tuple[float, Found]:
     """The adapter's rate less the base's. Both arms and all seeds answer the same rows, whose difficulty they share."""
-    families = ["f"] * len(groups)
     spread = SEED_SPREAD * min(rate, 1 - rate) / 0.5 if seeds > 1 else 0.0
-
-    def trial() -> Interval | None:
+    runs: list[tuple[list[int], list[int]]] = []
+    for _ in range(trials):
         own, luck = _own(draw, groups, rate, correlation), draw.random(len(groups))
-        base = (luck < BEFORE * own).astype(int).tolist()
-        runs = []
+        base = (luck < BEFORE * own).astype(int)
         for _ in range(seeds):
             moved = np.clip(own + draw.normal(0, spread), 0, 1) if spread else own
             fresh = np.where(draw.random(len(groups)) < 0.5, luck, draw.random(len(groups)))  # half of the rows fall as for the base
-            runs.append(paired_difference((fresh < moved).astype(int).tolist(), base, families, groups))
-        if seeds == 1:
-            return runs[0].interval
-        errors = [run.standard_error for run in runs if run.standard_error is not None]
-        return seeds_estimate([run.difference for run in runs], float(np.mean(errors))).interval if len(errors) == seeds else None
+            runs.append(((fresh < moved).astype(int).tolist(), base.tolist()))
+    found = paired_intervals(runs, groups)
+    if seeds == 1:
+        return rate * (1 - BEFORE), found
+    means = [float(np.mean(a) - np.mean(b)) for a, b in runs]
+    joined = [_joined(means[at : at + seeds], found[at : at + seeds]) for at in range(0, len(runs), seeds)]
+    return rate * (1 - BEFORE), joined
 
-    return rate * (1 - BEFORE), trial
+
+def paired_intervals(runs: Sequence[tuple[list[int], list[int]]], groups: list[int]) -> Found:
+    """The interval that `paired_difference` gives for each pair of arms over one family, all limits found in one search."""
+    cases = []
+    for a, b in runs:
+        parts = split([x - y for x, y in zip(a, b, strict=True)], ["f"] * len(groups), groups)
+        of = design(parts)
+        cases.append((*(float(one[0]) for one in effective_counts(parts, of)), of.critical()) if of.enough else None)
+    known = [case for case in cases if case is not None]
+    limits = iter(np.stack(tango(*np.array(known).T), axis=1).tolist() if known else [])
+    return [None if case is None else tuple(next(limits)) for case in cases]
+
+
+def _joined(differences: Sequence[float], intervals: Sequence[Interval | None]) -> Interval | None:
+    """Several seeds' interval, as a report has it."""
+    errors = [(one[1] - one[0]) / 2 / NORMAL_95 for one in intervals if one is not None]
+    return seeds_estimate(differences, float(np.mean(errors))).interval if len(errors) == len(intervals) else None
 
 
 def _own(draw: Any, groups: list[int], rate: float, correlation: float) -> Any:
@@ -128,6 +145,6 @@ def failures(cells: Sequence[Cell], trials: int) -> list[Cell]:
     """Cells below 93 %, a simulation's own error (two standard errors at that many trials) allowed for."""
 
     def error(cell: Cell) -> float:
-        return float(np.sqrt(LOWEST * (1 - LOWEST) / max(1.0, cell.given * trials / cell.seeds)))
+        return float(np.sqrt(LOWEST * (1 - LOWEST) / max(1.0, cell.given * trials)))
 
     return [cell for cell in cells if cell.coverage is not None and cell.coverage < LOWEST - 2 * error(cell)]

@@ -135,9 +135,15 @@ def _discordant(parts: Sequence[Family]) -> tuple[int, int]:
     return sum(int((part.values > 0).sum()) for part in parts), sum(int((part.values < 0).sum()) for part in parts)
 
 
-def _binary(parts: list[Family], found: Design) -> tuple[Interval | None, float | None]:
+def effective_counts(parts: Sequence[Family], found: Design) -> tuple[Any, Any, Any]:
+    """By family: effective rows that only the first arm got right, that only the second did, and all of them."""
     n = np.array([part.n for part in parts]) / found.effect
     first, second = (np.array([(part.values * sign > 0).mean() for part in parts]) * n for sign in (1, -1))
+    return first, second, n
+
+
+def _binary(parts: list[Family], found: Design) -> tuple[Interval | None, float | None]:
+    first, second, n = effective_counts(parts, found)
     interval = combined(parts, found, lambda critical: tango(first, second, n, critical), (-1.0, 1.0))
     effective = len(parts) ** 2 / float((1 / n).sum())
     return interval, smallest_detectable(float(((first + second) / n).mean()), effective, found)
