@@ -98,6 +98,11 @@ def test_a_tree_gives_each_opening_question_with_its_best_answer() -> None:
     assert len(list(mapped(enumerate(TREE), Columns(tree=Tree()), {"lang": "de"}))) == 1
 
 
+def test_a_deleted_message_leaves_its_place_empty() -> None:
+    deleted = [{**TREE[0], "text": " "}, TREE[1]]
+    assert list(mapped(enumerate(deleted, start=1), Columns(tree=Tree()))) == [(1, {"id": "q1", "completion": "Worse."})]
+
+
 def test_a_table_that_is_no_tree_or_has_no_such_column_says_so() -> None:
     [(_, said)] = mapped([(1, {"id": "q1", "text": "Who?", "role": "prompter"})], Columns(tree=Tree()))
     assert "data.columns.tree: no column 'message_id'" in said

@@ -52,10 +52,9 @@ class _WholeRows:
 
 def _read(data: Data) -> tuple[Any, str | None]:
     """The split as a sequence of records, and the licence its card states."""
-    from datasets import DownloadConfig, disable_progress_bars, load_dataset_builder
+    from datasets import DownloadConfig, load_dataset_builder
     from huggingface_hub.errors import HfHubHTTPError
 
-    disable_progress_bars()
     source = data.source if data.hub else str(Path(data.source).expanduser())
     try:
         builder = load_dataset_builder(source, data.subset, revision=data.revision, download_config=DownloadConfig(max_retries=1))

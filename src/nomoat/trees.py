@@ -33,7 +33,8 @@ def exchanges(records: Iterable[tuple[int, Any]], tree: Tree) -> Iterator[tuple[
                 answers[parent] = found
     for name, (line, text) in questions.items():
         if name in answers:
-            yield line, {"id": str(name), "prompt": text, "completion": answers[name][1]}
+            said = {"id": str(name), "prompt": text, "completion": answers[name][1]}
+            yield line, {key: value for key, value in said.items() if value and value.strip()}  # a deleted message has no text
 
 
 def _absent(record: Any, tree: Tree) -> str | None:
