@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,9 @@ def test_the_smoke_recipe_is_the_default_with_less_of_everything() -> None:
 def test_another_base_is_another_base_block_and_nothing_else() -> None:
     default, gemma = (load_recipe(ROOT / "recipes" / name).as_dict() for name in ("smollm2-135m.yaml", "gemma-3-270m.yaml"))
     assert {key for key in default if default[key] != gemma[key]} == {"name", "base"}
+
+
+def test_a_change_to_the_recipe_may_follow_an_option(tmp_path: Path) -> None:
+    words = ["nosuch.yaml", "--runs-dir", str(tmp_path), "lora.rank=4"]
+    done = subprocess.run([sys.executable, ROOT / "train" / "sft.py", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "there is no recipe nosuch.yaml" in done.stderr

@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps in each stretch (default: 6)")
     parser.add_argument("--warmup", type=int, default=6, help="steps before the first timed stretch (default: 6)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.svg (default: runs/bench)")
-    found = parser.parse_args()
+    found = parser.parse_intermixed_args()  # a change may follow an option
     for name in ("turns", "steps", "warmup"):
         if getattr(found, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(found, name)}")

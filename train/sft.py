@@ -22,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/smollm2-135m.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as train.learning_rate=5e-4")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where run directories are made (default: runs)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # a change may follow an option
 
 
 def main() -> int:
