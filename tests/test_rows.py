@@ -7,6 +7,7 @@ import pytest
 
 from nomoat.errors import NomoatError
 from nomoat.rows import HELDOUT_TIERS, Row, load_set, load_user_rows, normalise, split_rows
+from nomoat.sources import Columns, Data
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,6 +63,14 @@ def test_csv_jsonl_and_parquet_give_the_same_rows(tmp_path):
     assert [one.id for one in from_table] == ["row-2", "x"], "the header is line 1"
     assert [one.record() | {"id": ""} for one in from_table] == [one.record() | {"id": ""} for one in from_lines]
     assert [one.record() | {"score": ""} for one in from_columns] == [one.record() | {"score": ""} for one in from_lines]
+
+
+def test_an_empty_cell_is_an_empty_column_and_not_one_that_is_not_there(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("instruction,context,response,lang\nWho?,,Me.,en\nWhere?,At sea.,Here.,en\nWer?,,Ich.,\n", encoding="utf-8")
+    columns = Columns(prompt="{instruction}\n\n{context}", completion="response")
+    rows = load_user_rows(path, Data(rows="a.csv", columns=columns, where={"lang": "en"}))
+    assert [row.prompt for row in rows] == ["Who?", "Where?\n\nAt sea."]
 
 
 def test_a_csv_row_is_named_by_the_line_it_starts_on(tmp_path):

@@ -28,6 +28,9 @@ def mapped(records: Records, columns: Columns | None, where: Mapping[str, Any] |
 
     A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps records with these values only.
     """
+    if columns is None and not where:
+        return records
+    records = _level(records)
     if where:
         records = _kept(records, where)
     if columns is None:
@@ -35,6 +38,13 @@ def mapped(records: Records, columns: Columns | None, where: Mapping[str, Any] |
     if columns.tree is not None:
         return exchanges(records, columns.tree)
     return ((line, record if isinstance(record, str) else _mapped(record, columns)) for line, record in records)
+
+
+def _level(records: Records) -> Records:
+    """Every record with the columns of all: the readers of .csv and .parquet leave empty cells out."""
+    found = list(records)
+    empty: dict[str, Any] = dict.fromkeys(key for _, record in found if isinstance(record, dict) for key in record)
+    return [(line, {**empty, **record} if isinstance(record, dict) else record) for line, record in found]
 
 
 def _kept(records: Records, where: Mapping[str, Any]) -> Records:
