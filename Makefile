@@ -7,6 +7,7 @@ RECIPE ?= recipes/smollm2-135m.yaml
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+WORKERS ?= 2
 TORCH_PIN = $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.lock)
 need = $(if $($(1)),$($(1)),$(error $@ needs $(1), for example: make $@ $(1)=$(2)))
 
@@ -77,13 +78,13 @@ check: $(READY)
 	$(PY) data/prepare.py --set desk --check
 	$(PY) data/leaks.py desk
 
-.PHONY: test  ## The tests of every day, without the slow ones
+.PHONY: test  ## The tests of every day, without the slow ones, in WORKERS=2 processes of one thread each
 test: $(READY)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: test-all  ## All tests but those that need a GPU
 test-all: $(READY)
-	$(PY) -m pytest -q -m "not gpu"
+	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile -m "not gpu"
 
 .PHONY: lock  ## Resolve requirements.lock again with uv, keeping its versions; UPGRADE=1 takes newer ones
 lock:

@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_adapter_and_losses_and_another_does_not(tm
     assert other[0] != first[0]
 
 
-@pytest.mark.parametrize("method", ["lora", "pissa"])  # PiSSA takes the base apart again when it resumes
+@pytest.mark.parametrize("method", ["lora", "pissa", "full"])  # PiSSA takes the base apart again when it resumes
 def test_a_resumed_training_equals_a_straight_one(tmp_path: Path, method: str) -> None:
     files = make_base(tmp_path / "base")
     straight = run(make_job(tmp_path / "straight", files, method))

@@ -43,10 +43,12 @@ class Trained:
             optimizer.zero_grad()
 
     def checks(self, *, expect_no_gain: bool = False) -> dict[str, gate.Check]:
-        reloaded = adapters.load_adapter(self.fresh(), self.folder)
+        base = self.fresh()
+        untouched = gate.read(base, self.rows)
+        reloaded = gate.read(adapters.load_adapter(base, self.folder), self.rows)
         trained = gate.probe_logits(self.model.eval(), self.rows.train)
         found = gate.check_tensors(self.folder, self.initial)
-        found += gate.check_effect(reloaded, trained, self.rows, expect_no_gain=expect_no_gain)
+        found += gate.check_effect(untouched, reloaded, trained, expect_no_gain=expect_no_gain)
         return {check.name: check for check in found}
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from nomoat.files import sha256_file
 from nomoat.recipe import Lora
 from nomoat.recipe_file import load_recipe
 from nomoat.report import read_report
+from nomoat.runs import forbidden_traces
+from nomoat.trying import load_pair
 from tests.stories import RECIPE, ROOT
 from tests.tiny import SIZES, make_base, make_rows, write_user_rows
 
@@ -44,9 +47,9 @@ def run_recipe(folder: Path, *overrides: str) -> Path:
     """What train/sft.py does, in this process: starting twelve would take longer than they run."""
     from rich.console import Console
 
-    from nomoat import session
+    from nomoat import jobs, session
 
-    job = session.plan_job(load_recipe(folder / "tiny.yaml", ["train.epochs=6", *overrides]), ROOT)
+    job = jobs.plan_job(load_recipe(folder / "tiny.yaml", ["train.epochs=6", *overrides]), ROOT)
     with session.open_job(job, folder / "runs", Console(file=io.StringIO())) as work:
         model = work.load_base()
         rows = work.prepare_rows(model)
@@ -135,6 +138,33 @@ def test_a_method_goes_from_recipe_to_report(tmp_path: Path, method: str, monkey
     run_dir = run_recipe(tmp_path, f"lora.method={method}", "lora.rank=8")
     config = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())
     assert (config["use_dora"], config["use_rslora"], config["r"]) == (method == "dora", method == "rslora", 16 if method == "pissa" else 8)
+
+
+@pytest.mark.parametrize(("architecture", "precision"), [("llama", "bfloat16"), ("gemma3_text", "float32")])  # the second is tied
+def test_a_base_trained_in_full_goes_from_recipe_to_report_and_loads_with_transformers_alone(
+    tmp_path: Path, architecture: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
+    make_base(tmp_path / "model", architecture, **TOKENIZERS[architecture])
+    write_user_rows(tmp_path / "rows.jsonl", 60)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    run_dir = run_recipe(tmp_path, "lora.method=full", f"precision={precision}", "eval.arms=[base,few_shot,adapter,merged]")
+    report = read_report(run_dir / "report.json")
+    folder, facts = run_dir / "adapter", report.adapter
+    weights = folder / "model.safetensors"
+    assert (facts.method, facts.rank, facts.parameters) == ("full", None, facts.base_parameters)
+    assert (facts.bytes, facts.sha256) == (weights.stat().st_size, sha256_file(weights))
+    tuned, base = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (folder, tmp_path / "model"))
+    tied = tuned.get_output_embeddings().weight is tuned.get_input_embeddings().weight
+    assert tied == base.config.tie_word_embeddings == (architecture == "gemma3_text")
+    moved = {name: bool((tensor != base.state_dict()[name]).any()) for name, tensor in tuned.state_dict().items()}
+    assert all(moved.values()), moved
+    assert forbidden_traces(folder, [str(tmp_path)]) == []
+    pair = load_pair(run_dir, device="cpu", max_new_tokens=4)
+    assert pair.stream("add 1 to 7", "base", lambda _: None) != pair.stream("add 1 to 7", "adapter", lambda _: None)
 
 
 @pytest.mark.gpu

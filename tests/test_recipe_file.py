@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nomoat.errors import NomoatError, RecipeError
+from nomoat.recipe import learning_rate_for, learning_rate_warning
 from nomoat.recipe_file import load_recipe
 
 BASE = "base: {path: ./model}\n"
@@ -159,6 +160,27 @@ def test_pissa_is_refused_where_the_base_is_rounded(tmp_path: Path) -> None:
         assert f"in {precision} what is left of them" in "".join(
             problems(write(tmp_path, f"{BASE}precision: {precision}\nlora: {{method: pissa}}\n"))
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("precision: nf4\nlora: {method: full}\n", "(seen: nf4); for an adapter on such a base use lora.method lora"),
+        ("precision: float16\nlora: {method: full}\n", "(seen: float16)"),
+        ("lora: {method: full, dropout: 0.1}\n", "lora.dropout must be 0"),
+        ("lora: {method: full}\ntrain: {loraplus_lr_ratio: 4}\n", "loraplus_lr_ratio 1"),
+    ],
+)
+def test_full_fine_tuning_is_refused_what_only_adapters_have(tmp_path: Path, settings: str, said: str) -> None:
+    assert said in "".join(problems(write(tmp_path, BASE + settings)))
+
+
+def test_the_usual_learning_rate_goes_by_method_and_size_and_another_is_remarked_on(tmp_path: Path) -> None:
+    lora, full = (load_recipe(write(tmp_path, f"{BASE}lora: {{method: {method}}}\n")) for method in ("lora", "full"))
+    assert [learning_rate_for(one, size) for one in (lora, full) for size in (10**8, 10**10)] == pytest.approx([1e-3, 3e-4, 1e-4, 3e-5])
+    stated = load_recipe(write(tmp_path, f"{BASE}lora: {{method: full}}\ntrain: {{learning_rate: 1e-3}}\n"))
+    assert learning_rate_for(stated, 10**8) == 1e-3 and learning_rate_warning(lora, 10**8) is None
+    assert "far from the usual 0.0001 for full fine-tuning of 100M" in str(learning_rate_warning(stated, 10**8))
 
 
 def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:

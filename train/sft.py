@@ -2,6 +2,7 @@
 
     python train/sft.py recipes/smollm2-135m.yaml
     python train/sft.py recipes/smollm2-135m.yaml train.epochs=1 lora.rank=8
+    python train/sft.py recipes/smollm2-135m.yaml lora.method=full train.learning_rate=auto
 
 One run directory below runs/ holds everything that was made; the same command resumes a run that was stopped.
 Exit codes: 0 done, 1 the adapter failed its gate, 2 bad input, 130 stopped by Ctrl-C.
@@ -36,10 +37,10 @@ def main() -> int:
     quieten()
     from rich.console import Console
 
-    from nomoat import session
+    from nomoat import jobs, session
 
     console = Console()
-    job = session.plan_job(recipe, ROOT)
+    job = jobs.plan_job(recipe, ROOT)
     console.print(job.introduction(), highlight=False)
     with session.open_job(job, arguments.runs_dir, console) as work:
         model = work.load_base()

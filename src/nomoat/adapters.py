@@ -1,4 +1,7 @@
-"""The adapter: attached to a base from a recipe, fingerprinted, and saved so that peft alone can load it elsewhere."""
+"""The adapter: attached to a base from a recipe, fingerprinted, and saved so that peft alone can load it elsewhere.
+
+With `method: full` the whole model takes its place, through the same functions (whole_model.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nomoat import whole_model
 from nomoat.bases import BaseFiles
 from nomoat.errors import NomoatError
 from nomoat.files import sha256_file, write_atomically, write_json
@@ -29,6 +33,8 @@ class AdapterSize:
 
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> Any:
     """A peft model with a fresh adapter in float32. Seeded here, since the initial weights are drawn at this point."""
+    if lora.method == whole_model.METHOD:
+        return whole_model.open_for_training(model)
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
@@ -66,16 +72,26 @@ def _checked_targets(model: Any, targets: list[str]) -> list[str]:
 
 
 def adapter_size(adapted: Any) -> AdapterSize:
-    """Counts of adapter and base parameters; tied weights count once, quantised ones by their true number."""
+    """Counts of trained and base parameters; tied weights count once, quantised ones by their true number."""
+    if not is_adapted(adapted):
+        total = sum(parameter.numel() for parameter in adapted.parameters())
+        return AdapterSize(total, total, sum(bool(module._parameters) for module in adapted.modules()))
     trainable, total = adapted.get_nb_trainable_parameters()
     modules = {name.rpartition(".lora_A")[0] for name in adapter_tensors(adapted) if ".lora_A" in name}
     return AdapterSize(trainable, total - trainable, len(modules))
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether `model` is a base with an adapter on it, which can be switched off, and not a model trained in full."""
+    return hasattr(model, "disable_adapter")
+
+
 def adapter_tensors(adapted: Any) -> dict[str, Any]:
-    """The adapter's tensors by their saved names, on the CPU."""
+    """The adapter's tensors (or all, of a model trained in full) by their saved names, on the CPU."""
     from peft import get_peft_model_state_dict
 
+    if not is_adapted(adapted):
+        return {name: tensor.cpu().clone() for name, tensor in sorted(whole_model.tensors(adapted).items())}
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
 
@@ -96,6 +112,8 @@ def save_adapter(adapted: Any, folder: Path, files: BaseFiles, *, start: dict[st
     """
     from safetensors.torch import save
 
+    if not is_adapted(adapted):
+        return whole_model.save(adapted, folder, files)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = adapter_tensors(adapted)
     config = adapted.peft_config["default"].to_dict()
@@ -128,14 +146,19 @@ def as_plain_lora(tensors: dict[str, Any], start: dict[str, Any]) -> dict[str, A
 def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> None:
     """What someone needs who receives only this folder: the tokenizer with its template, and how to load it."""
     tokenizer.save_pretrained(folder)
-    write_atomically(folder / "README.md", _card(files))
+    whole = weights_of(folder).name == whole_model.WEIGHTS
+    write_atomically(folder / "README.md", whole_model.card(files, _note(files)) if whole else _card(files))
     if files.identity.get("notice"):
-        made = "The files in this folder are a LoRA adapter, made by training on that base."
-        write_atomically(folder / "NOTICE", f"{files.identity['notice']}\n\nTerms: {files.identity['terms']}\n{made}\n")
+        made = "a model, made by training that base" if whole else "a LoRA adapter, made by training on that base"
+        notice, terms = files.identity["notice"], files.identity["terms"]
+        write_atomically(folder / "NOTICE", f"{notice}\n\nTerms: {terms}\nThe files in this folder are {made}.\n")
+
+
+def _note(files: BaseFiles) -> str:
+    return f"\nThe base: {files.identity['note']}.\n" if files.identity.get("note") else ""
 
 
 def _card(files: BaseFiles) -> str:
-    note = f"\nThe base: {files.identity['note']}.\n" if files.identity.get("note") else ""
     return f"""---
 library_name: peft
 base_model: {files.name}
@@ -143,7 +166,7 @@ base_model: {files.name}
 # A LoRA adapter made with nomoat
 
 Base: `{files.name}`{f" at revision `{files.revision}`" if files.revision else ""}.
-{note}
+{_note(files)}
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -156,12 +179,20 @@ The report of the run that made it has its scores, its cost and the checksum of 
 """
 
 
+def weights_of(folder: Path) -> Path:
+    """The file with the weights of `folder`: an adapter's, or a whole model's."""
+    whole = folder / whole_model.WEIGHTS
+    return whole if whole.is_file() else folder / WEIGHTS
+
+
 def load_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the adapter of `folder` attached, in eval mode (peft alone leaves dropout on)."""
+    """`model` with the adapter of `folder` attached (or with its weights), in eval mode (peft alone leaves dropout on)."""
     from peft import LoraConfig, PeftModel
 
     from nomoat.fused_lora import use_fused_lora
 
+    if weights_of(folder).name == whole_model.WEIGHTS:
+        return whole_model.load_into(model, folder)
     if not (folder / WEIGHTS).is_file():
         raise NomoatError(f"{folder} holds no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
     config = use_fused_lora(LoraConfig.from_pretrained(folder), model)
@@ -173,19 +204,23 @@ def restore_adapter(adapted: Any, folder: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    if not is_adapted(adapted):
+        whole_model.load_into(adapted, folder)
+        return
     set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
 
 
 def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> dict[str, Any]:
     """The adapter block of a report."""
+    whole = lora.method == whole_model.METHOD
     return {
         "method": lora.method,
-        "rank": lora.rank,
-        "alpha": lora.alpha,
+        "rank": None if whole else lora.rank,
+        "alpha": None if whole else lora.alpha,
         "parameters": size.parameters,
         "base_parameters": size.base_parameters,
-        "bytes": (folder / WEIGHTS).stat().st_size,
+        "bytes": weights_of(folder).stat().st_size,
         "base_bytes_16bit": 2 * size.base_parameters,
         "base_bytes_download": files.identity["download_bytes"],
-        "sha256": sha256_file(folder / WEIGHTS),
+        "sha256": sha256_file(weights_of(folder)),
     }

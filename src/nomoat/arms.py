@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from nomoat.progress import Bar
 from nomoat.runs import Run
 
 if TYPE_CHECKING:
-    from nomoat.session import Job
+    from nomoat.jobs import Job
 
 NEUTRAL_TEXT = "data/desk/neutral.txt"  # the same for every set: what it measures is plain English
 
@@ -39,8 +40,10 @@ class Arms:
             base = self._load_base()
             before = gate.probe_logits(base, self.probe)
             self.adapted = adapters.load_adapter(base, self.run.path / "adapter")
-            with self.adapted.disable_adapter():
-                same = torch.equal(before, gate.probe_logits(self.adapted, self.probe))
+            same = False
+            if adapters.is_adapted(self.adapted):
+                with self.adapted.disable_adapter():
+                    same = torch.equal(before, gate.probe_logits(self.adapted, self.probe))
             pack_linears(self.adapted)
             self.base = self.adapted if same else pack_linears(self._load_base())
         self.run.record(arms_from_one_load=same)
@@ -76,7 +79,9 @@ class Arms:
         """The adapter merged into the base in 16 bits, as it would be shipped; a CPU computes with its rounded weights in float32."""
         sixteen = self.job.precision if self.job.precision == "float16" else "bfloat16"
         base = bases.load_model(self.job.files, precision=sixteen, device=self.job.device.kind)
-        merged = adapters.load_adapter(base, self.run.path / "adapter").merge_and_unload(safe_merge=True)
+        merged = adapters.load_adapter(base, self.run.path / "adapter")
+        if adapters.is_adapted(merged):
+            merged = merged.merge_and_unload(safe_merge=True)
         return pack_linears(merged.float() if self.job.device.kind == "cpu" else merged)
 
     def run_harness(self) -> None:
@@ -99,6 +104,6 @@ class Arms:
         ids, size = self.conversation.completion_ids(text), len(text.encode())
         with self.ledger.segment("score_adapter") as segment, segment.computing():
             adapter = bits_per_byte(self.adapted, ids, size)
-            with self.adapted.disable_adapter():
-                base = bits_per_byte(self.adapted, ids, size)
+            with self.adapted.disable_adapter() if self.base is self.adapted else nullcontext():
+                base = bits_per_byte(self.base, ids, size)
         write_json(self.run.path / "eval" / "neutral.json", {"bytes": size, "bits_per_byte": {"base": base, "adapter": adapter}})

@@ -65,6 +65,8 @@ class ScoringBench:
         self.recipe = run_recipe(run_dir)
         self.device = devices.choose_device(self.recipe.hardware)
         self.precision = devices.scoring_precision(devices.training_precision(self.recipe, self.device), self.device)
+        if self.recipe.lora.method == "full":
+            raise NomoatError(f"{run_dir} was trained in full: its scoring is compared with peft's, which needs an adapter")
         files = bases.fetch_base(self.recipe.base)
         self.conversation = Conversation(bases.load_tokenizer(files))
         self.stock = self._as_peft_loads(files, run_dir / "adapter")

@@ -21,13 +21,14 @@ from nomoat import adapters, bases, devices, foreign, gate, harness, leaks, mete
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines, sha256_file, write_atomically, write_json, write_lines
+from nomoat.jobs import Job
 from nomoat.ledger import Ledger
 from nomoat.preparing import Loaded, load_rows, prepare
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import load_recipe
 from nomoat.rescoring import checked_report
 from nomoat.rows import RowSet, load_heldout, load_user_rows
-from nomoat.session import Job, Work
+from nomoat.session import Work
 
 MAY_CHANGE = ("eval.", "hardware.", "data.allow_leaks=")  # of the recipe: what a finished training does not depend on
 PAID_FOR = ("start", "fetch", "load", "prepare", "train", "gate")  # phases of the run that the adapter itself needed
@@ -110,7 +111,7 @@ def score(planned: Planned, runs_dir: Path, console: Console) -> tuple[gate.Gate
     job = planned.job
     environment = {**job.environment(), "scored_from": _origin(planned)}
     identity = {
-        "adapter": sha256_file(planned.adapter / adapters.WEIGHTS),
+        "adapter": sha256_file(adapters.weights_of(planned.adapter)),
         "eval": job.recipe.eval.model_dump(mode="json"),
         "heldout": job.rows.heldout_sha256,
         "base": job.files.name,
@@ -137,7 +138,7 @@ def _origin(planned: Planned) -> dict[str, Any]:
     then = read_json(planned.source / "environment.json")
     kept = {key: then.get(key) for key in ("created", "commit", "dirty", "adapter_initial_sha256", "learning_rate")}
     trained: dict[str, Any] = {"run": planned.source.name} if planned.foreign else {"run": planned.source.name, **kept}
-    return {**trained, "adapter_sha256": sha256_file(planned.adapter / adapters.WEIGHTS), "foreign": planned.foreign}
+    return {**trained, "adapter_sha256": sha256_file(adapters.weights_of(planned.adapter)), "foreign": planned.foreign}
 
 
 def _take_over(planned: Planned, target: Path) -> None:

@@ -33,6 +33,7 @@ class Fit:
     learning_rate: float
     validation_bytes: int
     usd_per_second: float | None = None
+    mixed: bool = False  # float32 weights, bfloat16 products
 
     def plan(self) -> Plan:
         """All optimiser steps, known before the first."""
@@ -88,6 +89,7 @@ def _trainer(model: Any, job: Fit, plan: Plan, callbacks: list[Any]) -> PackedTr
         plan=plan,
         files=job.files,
         callbacks=callbacks,
+        mixed=job.mixed,
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it better
     return trainer

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nomoat.adapters import WEIGHTS
+from nomoat.adapters import weights_of
 from nomoat.conversation import Rendered
 from nomoat.files import write_json
 from nomoat.training import Rows, mean_loss
@@ -54,7 +54,7 @@ def check_tensors(folder: Path, initial: dict[str, Any]) -> list[Check]:
     """The saved tensors against those the adapter started from: all there, all finite, all moved."""
     from safetensors.torch import load_file
 
-    saved = load_file(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
+    saved = load_file(weights_of(folder)) if weights_of(folder).is_file() else {}
     missing = sorted(set(initial) - set(saved))
     present = Check("complete", bool(saved) and not missing, f"{len(saved)} of {len(initial)} tensors saved{_some(missing)}")
     broken = sorted(name for name, tensor in saved.items() if not bool(tensor.isfinite().all()))
@@ -82,27 +82,32 @@ def probe_logits(model: Any, rows: Sequence[Rendered]) -> Any:
     return torch.cat(parts)
 
 
-def check_effect(reloaded: Any, trained_logits: Any, rows: Rows, *, expect_no_gain: bool) -> list[Check]:
-    """The reloaded adapter against the trained one and against the base it sits on.
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of the probe rows (`probe_logits`) and of the first training rows: their loss in nats a token."""
 
-    `reloaded` is a fresh base with the adapter from disk, in the precision of training; `trained_logits` are
-    `probe_logits` of the model as training left it.
-    """
-    with_adapter = probe_logits(reloaded, rows.train)
-    fixed = list(rows.train[:LOSS_ROWS])
-    adapter_loss = mean_loss(reloaded, rows, fixed)
-    with reloaded.disable_adapter():
-        without = probe_logits(reloaded, rows.train)
-        base_loss = mean_loss(reloaded, rows, fixed)
-    error = float((with_adapter - trained_logits).abs().max())
-    change = float((with_adapter - without).abs().max())
+    logits: Any
+    loss: float
+    rows: int  # that the loss is of
+
+
+def read(model: Any, rows: Rows) -> Reading:
+    """A reading of `model`, which is in the precision of training."""
+    fixed = rows.train[:LOSS_ROWS]
+    return Reading(probe_logits(model, rows.train), mean_loss(model, rows, fixed), len(fixed))
+
+
+def check_effect(untouched: Reading, reloaded: Reading, trained_logits: Any, *, expect_no_gain: bool) -> list[Check]:
+    """A fresh base before and after the adapter from disk was loaded into it, against `trained_logits`: the probe as training left it."""
+    error = float((reloaded.logits - trained_logits).abs().max())
+    change = float((reloaded.logits - untouched.logits).abs().max())
     return [
         Check("changes the logits", change > MARGIN * error and change > 0, f"by up to {change:.3g}; reloading differs by {error:.3g}"),
         _finding(
             Check(
                 "lowers the loss",
-                adapter_loss < base_loss,
-                f"{adapter_loss:.4f} against {base_loss:.4f} nats a token on {len(fixed)} training rows",
+                reloaded.loss < untouched.loss,
+                f"{reloaded.loss:.4f} against {untouched.loss:.4f} nats a token on {reloaded.rows} training rows",
             ),
             expect_no_gain,
         ),

@@ -21,9 +21,12 @@ LARGE_MODEL = 4_000_000_000  # parameters; from here LoRA's best learning rate i
 
 
 class Lora(Section):
-    """The adapter. alpha / rank scales the update; `targets` are module names, or all linear layers but the head."""
+    """The adapter. alpha / rank scales the update; `targets` are module names, or all linear layers but the head.
 
-    method: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+    `method: full` trains every parameter of the base instead: the other keys say nothing then.
+    """
+
+    method: Literal["lora", "rslora", "dora", "pissa", "full"] = "lora"
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -145,6 +148,19 @@ class Recipe(Section):
     hardware: Hardware = Hardware()
 
     @model_validator(mode="after")
+    def _full_trains_weights(self) -> Recipe:
+        if self.lora.method != "full":
+            return self
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"lora.method full trains the base's own weights, which needs precision auto, float32 or bfloat16 (seen: "
+                f"{self.precision}); for an adapter on such a base use lora.method lora"
+            )
+        if self.lora.dropout or self.train.loraplus_lr_ratio != 1:
+            raise ValueError("lora.method full has no adapter: lora.dropout must be 0 and train.loraplus_lr_ratio 1")
+        return self
+
+    @model_validator(mode="after")
     def _pissa_in_full(self) -> Recipe:
         if self.lora.method == "pissa" and self.precision not in ("auto", "float32"):
             raise ValueError(
@@ -159,10 +175,15 @@ class Recipe(Section):
 
 
 def learning_rate_for(recipe: Recipe, parameters: int) -> float:
-    """The stated learning rate, or the default for a LoRA on a base of that many parameters."""
-    if recipe.train.learning_rate != "auto":
-        return float(recipe.train.learning_rate)
-    return 1e-3 if parameters < LARGE_MODEL else 3e-4
+    """The stated learning rate, or the usual one for the method and a base of that many parameters."""
+    stated = recipe.train.learning_rate
+    return _usual_learning_rate(recipe, parameters) if stated == "auto" else float(stated)
+
+
+def _usual_learning_rate(recipe: Recipe, parameters: int) -> float:
+    """LoRA's best is some ten times that of full fine-tuning (Thinking Machines' sweep, 2025)."""
+    lora = 1e-3 if parameters < LARGE_MODEL else 3e-4
+    return lora / 10 if recipe.lora.method == "full" else lora
 
 
 def learning_rate_warning(recipe: Recipe, parameters: int) -> str | None:
@@ -170,7 +191,8 @@ def learning_rate_warning(recipe: Recipe, parameters: int) -> str | None:
     stated = recipe.train.learning_rate
     if stated == "auto":
         return None
-    usual = 1e-3 if parameters < LARGE_MODEL else 3e-4
+    usual = _usual_learning_rate(recipe, parameters)
     if usual / 10 <= float(stated) <= 3 * usual:
         return None
-    return f"train.learning_rate {stated:g} is far from the usual {usual:g} for LoRA on {parameters / 1e6:.0f}M parameters"
+    method = "full fine-tuning of" if recipe.lora.method == "full" else "LoRA on"
+    return f"train.learning_rate {stated:g} is far from the usual {usual:g} for {method} {parameters / 1e6:.0f}M parameters"

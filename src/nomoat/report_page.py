@@ -164,7 +164,9 @@ def _shown_path(report: Report, run_dir: Path | None) -> str:
 def _subtitle(report: Report) -> str:
     """Base, method and machine in one line, of what is known."""
     base, device = report.provenance.get("base") or {}, report.provenance.get("device") or {}
-    method = " ".join(str(part) for part in (report.adapter.method, f"rank {report.adapter.rank}" if report.adapter.rank else None) if part)
+    rank = f"rank {report.adapter.rank}" if report.adapter.rank else None
+    stated = "trained in full (the adapter below is the whole model)" if report.adapter.method == "full" else report.adapter.method
+    method = " ".join(str(part) for part in (stated, rank) if part)
     model = str(base.get("name") or "").partition("@")[0].rpartition("/")[2]  # its revision and file stand under provenance
     parts = [model, method, device.get("name")]
     line = ", ".join(str(part) for part in parts if part)

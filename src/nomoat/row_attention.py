@@ -172,7 +172,9 @@ def row_attention(module: Any, query: Any, key: Any, value: Any, attention_mask:
         raise ValueError("rows share their first tokens, and this layer's attention (dropout, a window, sinks) cannot tell them apart")
     scaling = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
     if plain and layout is not None:
-        return layout.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+        with torch.autocast(query.device.type, enabled=False):  # its backward pass is written for one precision, that of the products
+            attended = layout.attend(query.to(value.dtype), key.to(value.dtype), value, scaling)
+        return attended.transpose(1, 2).contiguous(), None
     if plain and query.shape[2] == 1 and not torch.is_grad_enabled():
         return _decode(query, key, value, attention_mask, scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)

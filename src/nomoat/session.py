@@ -6,114 +6,28 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, devices, evaluation, gate, harness, meters, prices, provenance, reference, runs
+from nomoat import adapters, bases, gate, meters, prices, reference, runs, whole_model
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.conversation import Conversation
 from nomoat.files import write_atomically, write_json, write_lines
 from nomoat.fitting import Fit, fit
+from nomoat.jobs import Job
 from nomoat.ledger import Ledger
 from nomoat.packing import settle_packing
-from nomoat.preparing import Loaded, Prepared, load_rows, prepare
-from nomoat.recipe import Recipe, learning_rate_for, learning_rate_warning
+from nomoat.preparing import Prepared, prepare
+from nomoat.recipe import learning_rate_for, learning_rate_warning
 from nomoat.report import build_report, write_report
 from nomoat.report_view import print_summary, render_html
 from nomoat.row_attention import use_row_attention, uses_row_attention
-from nomoat.rows import RowSet
-from nomoat.scoring import SCORER_VERSION, score
+from nomoat.scoring import score
 from nomoat.training import Rows
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is known before a run directory exists."""
-
-    recipe: Recipe
-    root: Path
-    device: devices.Device
-    loaded: Loaded
-    files: bases.BaseFiles
-    precision: str
-    fetch_seconds: float
-    benchmarks: harness.Tasks | None = None  # loaded before anything else, since their data may be out of reach
-
-    @property
-    def scoring_precision(self) -> str:
-        """Precision of the scored arms."""
-        return devices.scoring_precision(self.precision, self.device)
-
-    @property
-    def rows(self) -> RowSet:
-        """Training (the recipe's fraction), validation and held-out rows."""
-        return self.loaded.rows
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: the recipe without what an hour costs, the rows and the base."""
-        recipe = self.recipe.as_dict()
-        recipe["hardware"] = {"device": self.device.kind}
-        return {
-            "recipe": recipe,
-            "train": self.rows.train_sha256,
-            "heldout": self.rows.heldout_sha256,
-            "base": self.files.name,
-            **self.files.identity,
-        }
-
-    def environment(self) -> dict[str, Any]:
-        """environment.json, as far as it is known before the model is loaded."""
-        hardware = self.recipe.hardware
-        listed = prices.rate_for(self.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
-        rate = listed if isinstance(hardware.rate, str) else hardware.rate
-        return {
-            **provenance.code_state(self.root),
-            "packages": provenance.versions(),
-            **provenance.machine(),
-            "device": {"kind": self.device.kind, "name": self.device.name, "memory_bytes": self.device.memory_bytes},
-            "dtype": self.precision,
-            "scoring_dtype": self.scoring_precision,
-            "threads": self.device.threads,
-            "seed": self.recipe.train.seed,
-            "base": {"name": self.files.name, **self.files.identity},
-            "data": {
-                "name": self.rows.name,
-                **self.rows.origin,
-                "train_sha256": self.rows.train_sha256,
-                "heldout_sha256": self.rows.heldout_sha256,
-            },
-            "decoding": evaluation.decoding_of(self.recipe.eval, self.scoring_precision, self.device.kind),
-            "scorer_version": SCORER_VERSION,
-            "rate": None if rate is None else rate.model_dump(mode="json"),
-            "as_if_rented": None if hardware.as_if_rented is None else hardware.as_if_rented.model_dump(mode="json"),
-        }
-
-    def introduction(self) -> str:
-        """What is about to happen, in three lines."""
-        chosen = "stated" if self.recipe.hardware.device != "auto" else "auto: cuda, then mps, then cpu"
-        unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
-        return (
-            f"recipe   {self.recipe.name}: {self.recipe.lora.method} rank {self.recipe.lora.rank} on {self.files.name.partition('@')[0]}\n"
-            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, "
-            f"{len(self.rows.heldout)} held out\n"
-            f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
-            f"training in {self.precision}, scoring in {self.scoring_precision}"
-        )
-
-
-def plan_job(recipe: Recipe, root: Path) -> Job:
-    """Everything that can be refused is refused here, before a run directory exists."""
-    loaded = load_rows(recipe, root)
-    device = devices.choose_device(recipe.hardware)
-    precision = devices.training_precision(recipe, device)
-    began = time.monotonic()
-    files = bases.fetch_base(recipe.base)
-    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began, harness.load_tasks(recipe.eval))
 
 
 @contextmanager
@@ -152,7 +66,8 @@ class Work:
             return self._load(self.job.precision)
 
     def _load(self, precision: str) -> Any:
-        return bases.load_model(self.job.files, precision=precision, device=self.job.device.kind)
+        kept = "float32" if self._in_full else precision  # trained weights: whole_model.py says why
+        return bases.load_model(self.job.files, precision=kept, device=self.job.device.kind)
 
     def prepare_rows(self, model: Any) -> Rows:
         """Rows rendered and counted; packed if this architecture is shown to keep packed rows apart."""
@@ -170,14 +85,16 @@ class Work:
     def attach_adapter(self, model: Any) -> Any:
         """The base with a fresh, seeded adapter; its initial weights are what the gate compares with."""
         adapted = adapters.attach_adapter(model, self.recipe.lora, seed=self.recipe.train.seed, files=self.job.files)
-        self.initial = adapters.adapter_tensors(adapted)
+        initial = adapters.adapter_tensors(adapted)
+        self.initial = {} if self._in_full else initial  # as large as the base, which is there to be read again
         self.size = adapters.adapter_size(adapted)
         self.learning_rate = learning_rate_for(self.recipe, self.size.base_parameters)
-        self.run.record(adapter_initial_sha256=adapters.fingerprint(self.initial), learning_rate=self.learning_rate)
+        self.run.record(adapter_initial_sha256=adapters.fingerprint(initial), learning_rate=self.learning_rate)
         warning = learning_rate_warning(self.recipe, self.size.base_parameters)
         chosen = "auto" if self.recipe.train.learning_rate == "auto" else "stated"
         self.console.print(
-            f"adapter  {self.size.parameters:,} parameters in {self.size.modules} modules, the base has {self.size.base_parameters:,}; "
+            ("all of" if self._in_full else "adapter")
+            + f"  {self.size.parameters:,} parameters in {self.size.modules} modules, the base has {self.size.base_parameters:,}; "
             f"learning rate {self.learning_rate:g} ({chosen})" + (f"\nwarning: {warning}" if warning else ""),
             highlight=False,
         )
@@ -186,6 +103,10 @@ class Work:
     @property
     def _edits_the_base(self) -> bool:
         return self.recipe.lora.method == "pissa"
+
+    @property
+    def _in_full(self) -> bool:
+        return self.recipe.lora.method == whole_model.METHOD
 
     def train(self, model: Any, rows: Rows) -> None:
         """All steps, or those left; then the adapter on disk."""
@@ -199,6 +120,7 @@ class Work:
             self.learning_rate,
             self.prepared.validation_bytes,
             None if rate is None else prices.usd_per_second(rate),
+            mixed=self._in_full and self.job.precision == "bfloat16",
         )
         with self.ledger.segment("train") as segment:
             fit(model, job, count=segment.count, console=self.console)
@@ -210,18 +132,23 @@ class Work:
     def prove_adapter(self, model: Any, rows: Rows) -> gate.Gate:
         """The saved adapter in a fresh base, against what training left in memory."""
         with self.ledger.segment("gate"):
-            start = adapters.as_plain_lora(self.initial, self.initial) if self._edits_the_base else self.initial
-            checks = gate.check_tensors(self.folder / "adapter", start)
+            base = self._load(self.job.precision)
+            checks = gate.check_tensors(self.folder / "adapter", self._start(base))
             if all(check.passed for check in checks):
-                trained = gate.probe_logits(model.eval(), rows.train)
-                base = self._load(self.job.precision)
                 if rows.shared:
                     use_row_attention(base)
-                reloaded = adapters.load_adapter(base, self.folder / "adapter")
-                checks += gate.check_effect(reloaded, trained, rows, expect_no_gain=self.recipe.eval.expect_no_gain)
+                trained, untouched = gate.probe_logits(model.eval(), rows.train), gate.read(base, rows)
+                reloaded = gate.read(adapters.load_adapter(base, self.folder / "adapter"), rows)
+                checks += gate.check_effect(untouched, reloaded, trained, expect_no_gain=self.recipe.eval.expect_no_gain)
             found = gate.Gate(tuple(checks))
             found.write(self.folder / "gate.json")
         return found
+
+    def _start(self, base: Any) -> dict[str, Any]:
+        """The tensors that the saved ones began as."""
+        if self._in_full:
+            return whole_model.tensors(base)
+        return adapters.as_plain_lora(self.initial, self.initial) if self._edits_the_base else self.initial
 
     def score_arms(self, found: gate.Gate) -> gate.Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""

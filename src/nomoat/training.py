@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,10 @@ class PackedTrainer(Trainer):
         plan: Plan,
         files: BaseFiles,
         callbacks: list[Any],
+        mixed: bool = False,
     ) -> None:
-        self.rows, self.plan, self.files, self.loraplus_lr_ratio = rows, plan, files, loraplus_lr_ratio
+        """`mixed`: float32 weights whose products are computed in bfloat16 (full fine-tuning)."""
+        self.rows, self.plan, self.files, self.loraplus_lr_ratio, self.mixed = rows, plan, files, loraplus_lr_ratio, mixed
         self.step = StepRecord()
         super().__init__(model=model, args=args, callbacks=callbacks, train_dataset=list(range(len(plan.steps))))
 
@@ -146,11 +149,17 @@ class PackedTrainer(Trainer):
         count = labelled(inputs)
         total = 0.0
         for batch in inputs:
-            loss = summed_loss(model, batch) / count
+            with self._products():
+                loss = summed_loss(model, batch) / count
             self.accelerator.backward(loss)
             total = total + loss.detach()
         self._note(inputs, total, count)
         return total
+
+    def _products(self) -> Any:
+        import torch
+
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16) if self.mixed else nullcontext()
 
     def _note(self, inputs: list[dict[str, Any]], loss: Any, count: int) -> None:
         step = self.step

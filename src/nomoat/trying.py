@@ -18,9 +18,10 @@ from nomoat.recipe_file import load_recipe
 
 @dataclass(frozen=True)
 class Pair:
-    """One model with the adapter attached; the base is the same model with the adapter switched off."""
+    """The model with the adapter attached, and the base: the same model with the adapter switched off, unless it was trained in full."""
 
     model: Any
+    base: Any
     conversation: Conversation
     max_new_tokens: int
     system: str | None
@@ -41,8 +42,9 @@ class Pair:
                 show(text[len(shown) :])
                 shown = text
 
-        with nullcontext() if arm == "adapter" else self.model.disable_adapter():
-            Generator(self.model, self.conversation, max_new_tokens=self.max_new_tokens).answer([question], on_token)
+        model = self.model if arm == "adapter" else self.base
+        with nullcontext() if arm == "adapter" or self.base is not self.model else model.disable_adapter():
+            Generator(model, self.conversation, max_new_tokens=self.max_new_tokens).answer([question], on_token)
         return self.conversation.decode(seen)
 
 
@@ -55,9 +57,11 @@ def load_pair(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Pair
     place = devices.choose_device(recipe.hardware.model_copy(update={"device": device}))
     precision = devices.scoring_precision(devices.training_precision(recipe, place), place)
     files = bases.fetch_base(recipe.base)
-    model = pack_linears(adapters.load_adapter(bases.load_model(files, precision=precision, device=place.kind), run_dir / "adapter"))
+    base = bases.load_model(files, precision=precision, device=place.kind)
+    model = pack_linears(adapters.load_adapter(base, run_dir / "adapter"))
+    base = model if adapters.is_adapted(model) else pack_linears(bases.load_model(files, precision=precision, device=place.kind))
     conversation = Conversation(bases.load_tokenizer(files))
-    return Pair(model, conversation, max_new_tokens or recipe.eval.max_new_tokens, common_system(run_dir))
+    return Pair(model, base, conversation, max_new_tokens or recipe.eval.max_new_tokens, common_system(run_dir))
 
 
 def run_recipe(run_dir: Path) -> Recipe:

@@ -1,0 +1,101 @@
+"""What a run is asked to do and where: everything that is known, and can be refused, before a run directory exists."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nomoat import bases, devices, evaluation, harness, meters, prices, provenance, whole_model
+from nomoat.preparing import Loaded, load_rows
+from nomoat.recipe import Recipe
+from nomoat.rows import RowSet
+from nomoat.scoring import SCORER_VERSION
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known before a run directory exists."""
+
+    recipe: Recipe
+    root: Path
+    device: devices.Device
+    loaded: Loaded
+    files: bases.BaseFiles
+    precision: str
+    fetch_seconds: float
+    benchmarks: harness.Tasks | None = None  # loaded before anything else, since their data may be out of reach
+
+    @property
+    def scoring_precision(self) -> str:
+        """Precision of the scored arms."""
+        return devices.scoring_precision(self.precision, self.device)
+
+    @property
+    def rows(self) -> RowSet:
+        """Training (the recipe's fraction), validation and held-out rows."""
+        return self.loaded.rows
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: the recipe without what an hour costs, the rows and the base."""
+        recipe = self.recipe.as_dict()
+        recipe["hardware"] = {"device": self.device.kind}
+        return {
+            "recipe": recipe,
+            "train": self.rows.train_sha256,
+            "heldout": self.rows.heldout_sha256,
+            "base": self.files.name,
+            **self.files.identity,
+        }
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json, as far as it is known before the model is loaded."""
+        hardware = self.recipe.hardware
+        listed = prices.rate_for(self.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
+        rate = listed if isinstance(hardware.rate, str) else hardware.rate
+        return {
+            **provenance.code_state(self.root),
+            "packages": provenance.versions(),
+            **provenance.machine(),
+            "device": {"kind": self.device.kind, "name": self.device.name, "memory_bytes": self.device.memory_bytes},
+            "dtype": self.precision,
+            "scoring_dtype": self.scoring_precision,
+            "threads": self.device.threads,
+            "seed": self.recipe.train.seed,
+            "base": {"name": self.files.name, **self.files.identity},
+            "data": {
+                "name": self.rows.name,
+                **self.rows.origin,
+                "train_sha256": self.rows.train_sha256,
+                "heldout_sha256": self.rows.heldout_sha256,
+            },
+            "decoding": evaluation.decoding_of(self.recipe.eval, self.scoring_precision, self.device.kind),
+            "scorer_version": SCORER_VERSION,
+            "rate": None if rate is None else rate.model_dump(mode="json"),
+            "as_if_rented": None if hardware.as_if_rented is None else hardware.as_if_rented.model_dump(mode="json"),
+        }
+
+    def introduction(self) -> str:
+        """What is about to happen, in three lines."""
+        chosen = "stated" if self.recipe.hardware.device != "auto" else "auto: cuda, then mps, then cpu"
+        lora = self.recipe.lora
+        method = "full fine-tuning" if lora.method == whole_model.METHOD else f"{lora.method} rank {lora.rank}"
+        unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
+        return (
+            f"recipe   {self.recipe.name}: {method} on {self.files.name.partition('@')[0]}\n"
+            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, "
+            f"{len(self.rows.heldout)} held out\n"
+            f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
+            f"training in {self.precision}, scoring in {self.scoring_precision}"
+        )
+
+
+def plan_job(recipe: Recipe, root: Path) -> Job:
+    """Everything that can be refused is refused here, before a run directory exists."""
+    loaded = load_rows(recipe, root)
+    device = devices.choose_device(recipe.hardware)
+    precision = devices.training_precision(recipe, device)
+    began = time.monotonic()
+    files = bases.fetch_base(recipe.base)
+    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began, harness.load_tasks(recipe.eval))
