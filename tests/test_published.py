@@ -12,8 +12,9 @@ from nomoat.files import write_lines
 from nomoat.preparing import load_rows
 from nomoat.published import load_published
 from nomoat.recipe import Recipe
+from nomoat.recipe_file import load_recipe
 from nomoat.rows import RowSet
-from nomoat.sources import Base, Columns, Data, Tree
+from nomoat.sources import Base, Data
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = """---
@@ -52,34 +53,33 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-# One record each as the set's own card shows it: names of columns and kinds of values, with texts of ours.
+# One record each as the set's own card shows it (names of columns and kinds of values, with texts of ours), by the recipe that takes it;
+# and the row that is to come of it.
 SETS = {
     "dolly": (
         {"instruction": "Name it.", "context": "A cat sat.", "response": "A cat", "category": "closed_qa"},
-        {"prompt": "{instruction}\n\n{context}", "completion": "response", "family": "category"},
         ("Name it.\n\nA cat sat.", "A cat", "closed_qa"),
     ),
-    "alpaca": (
-        {"instruction": "Name it.", "input": "", "output": "A cat", "text": "Below is ..."},
-        {"prompt": "{instruction}\n\n{input}", "completion": "output"},
-        ("Name it.", "A cat", "rows"),
-    ),
-    "no_robots": (
+    "alpaca": ({"instruction": "Name it.", "input": "", "output": "A cat", "text": "Below is ..."}, ("Name it.", "A cat", "rows")),
+    "no-robots": (
         {
             "prompt": "Name it.",
             "prompt_id": "a1",
             "messages": [{"role": "user", "content": "Name it."}, {"role": "assistant", "content": "A cat"}],
             "category": "Open QA",
         },
-        {"messages": "messages", "family": "category"},
         ("Name it.", "A cat", "Open QA"),
     ),
-    "gsm8k": (
-        {"question": "How many?", "answer": "2 and 2 are 4.\n#### 4"},
-        {"prompt": "question", "completion": "answer"},
-        ("How many?", "2 and 2 are 4.\n#### 4", "rows"),
-    ),
+    "gsm8k": ({"question": "How many?", "answer": "2 and 2 are 4.\n#### 4"}, ("How many?", "2 and 2 are 4.\n#### 4", "rows")),
 }
+
+
+def data_of(recipe: str, folder: Path) -> Data:
+    """The data block of a recipe that ships, its hub set replaced by a folder."""
+    stated = load_recipe(ROOT / "recipes" / f"{recipe}.yaml").data
+    return stated.model_copy(
+        update={"hub": None, "revision": None, "path": str(folder), "subset": "main", "heldout": 0.2, "validation": 0.1}
+    )
 
 
 def test_trees_of_messages_become_pairs(tmp_path: Path) -> None:
@@ -95,15 +95,13 @@ def test_trees_of_messages_become_pairs(tmp_path: Path) -> None:
         }
         answer = {**asked, "message_id": f"a{n}", "parent_id": f"q{n}", "text": f"A{n}", "role": "assistant", "rank": 0}
         records += [asked, {**answer, "message_id": f"b{n}", "text": "worse", "rank": 1}, answer]
-    rows = load_published(
-        Data(path=str(hub_set(tmp_path / "oasst", records)), subset="main", columns=Columns(tree=Tree()), where={"lang": "en"})
-    )
+    rows = load_published(data_of("oasst1", hub_set(tmp_path / "oasst", records)))
     assert {(row.prompt, row.completion) for row in all_rows(rows)} == {(f"Q{n}?", f"A{n}") for n in range(1, 40, 2)}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_usual_sets_become_rows(tmp_path: Path, name: str) -> None:
-    record, columns, (prompt, completion, family) = SETS[name]
+    record, (prompt, completion, family) = SETS[name]
     question = {"dolly": "instruction", "alpaca": "instruction", "gsm8k": "question"}.get(name)
     records = [record]
     for number in range(39):
@@ -113,11 +111,16 @@ def test_the_usual_sets_become_rows(tmp_path: Path, name: str) -> None:
             else {question: f"Q{number}"}
         )
         records.append({**record, **other})
-    rows = loaded(hub_set(tmp_path / name, records), columns, subset="main")
+    rows = load_published(data_of(name, hub_set(tmp_path / name, records)))
+    assert first_score(rows) == ("number" if name == "gsm8k" else "rouge_l")
     assert len(all_rows(rows)) == 40 and rows.train and rows.validation and rows.heldout
     [first] = [row for row in all_rows(rows) if row.id == "row-1"]
     assert (first.prompt, first.completion, first.family) == (prompt, completion, family)
     assert rows.origin["license"] == "cc-by-sa-3.0" and rows.origin["left_out"] == 0 and rows.name == name
+
+
+def first_score(rows: RowSet) -> str:
+    return str(rows.train[0].score["by"])
 
 
 def questions(count: int = 40) -> list[dict[str, Any]]:
@@ -179,11 +182,23 @@ def test_a_set_that_cannot_be_fetched_says_what_to_do(monkeypatch: pytest.Monkey
         load_published(Data(hub="owner/name", revision="unpinned", columns=COLUMNS))
 
 
-def test_a_published_set_whose_held_out_rows_stand_in_training_fails_unless_a_reason_is_given(tmp_path: Path) -> None:
+def test_a_published_set_whose_held_out_rows_stand_in_training_fails_unless_they_are_left_out_or_a_reason_is_given(tmp_path: Path) -> None:
     words = "The committee that met last week in the old town hall decided to move the market"
     records = [{"q": f"{words}, as note {n} says.", "a": "yes"} for n in range(40)]
     data: dict[str, Any] = {"path": str(hub_set(tmp_path / "set", records)), "subset": "main", "columns": COLUMNS}
     with pytest.raises(NomoatError, match=r"held-out rows that repeat training rows \(0 exact, .* by 13 words\)"):
         load_rows(Recipe(name="r", base=Base(path="x"), data=Data(**data)), ROOT)
+    whole = load_published(Data(**data))
+    short = [{"q": f"Note {n}?", "a": "no"} for n in range(40)]
+    mixed = {**data, "path": str(hub_set(tmp_path / "mixed", [*records, *short]))}
+    left = load_rows(Recipe(name="r", base=Base(path="x"), data=Data(**mixed, drop_leaks=True)), ROOT)
+    assert left.leaks.clean and left.rows.heldout and all(row.prompt.startswith("Note") for row in left.rows.heldout)
+    everything = load_published(Data(**mixed))
+    assert left.rows.origin["leaks_left_out"] == len(everything.heldout) - len(left.rows.heldout) > 0
+    assert left.rows.train == everything.train
+    with pytest.raises(NomoatError, match=rf"all {len(whole.heldout)} held-out rows of .* repeat training rows"):
+        load_rows(Recipe(name="r", base=Base(path="x"), data=Data(**data, drop_leaks=True)), ROOT)
+    with pytest.raises(NomoatError, match="desk is a shipped set"):
+        load_rows(Recipe(name="r", base=Base(path="x"), data=Data(drop_leaks=True)), ROOT)
     allowed = Data(**data, allow_leaks="one template")
     assert load_rows(Recipe(name="r", base=Base(path="x"), data=allowed), ROOT).leaks.ngram > 0

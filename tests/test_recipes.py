@@ -28,6 +28,16 @@ def test_it_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
     assert len(lines) <= 30
 
 
+def test_the_table_of_recipes_names_each_and_says_which_nobody_has_run() -> None:
+    table = (ROOT / "recipes" / "README.md").read_text()
+    for path in RECIPES:
+        assert f"]({path.name})" in table, path.name
+        recipe = load_recipe(path)
+        unpinned = "unpinned" in (recipe.base.revision, recipe.data.revision)
+        assert unpinned <= ("not measured by us" in path.read_text()), path.name
+        assert unpinned == ("make pin" in path.read_text()), path.name
+
+
 def test_the_smoke_recipe_is_the_default_with_less_of_everything() -> None:
     default, smoke = (load_recipe(ROOT / "recipes" / name) for name in ("smollm2-135m.yaml", "smoke.yaml"))
     assert smoke.base == default.base and smoke.lora == default.lora and smoke.data.rows == default.data.rows

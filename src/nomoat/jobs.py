@@ -82,10 +82,12 @@ class Job:
         lora = self.recipe.lora
         method = "full fine-tuning" if lora.method == whole_model.METHOD else f"{lora.method} rank {lora.rank}"
         unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
+        repeated = self.rows.origin.get("leaks_left_out")
+        dropped = f" ({repeated} more repeat training rows and are left out)" if repeated else ""
         return (
             f"recipe   {self.recipe.name}: {method} on {self.files.name.partition('@')[0]}\n"
             f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, "
-            f"{len(self.rows.heldout)} held out\n"
+            f"{len(self.rows.heldout)} held out{dropped}\n"
             f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
             f"training in {self.precision}, scoring in {self.scoring_precision}"
         )

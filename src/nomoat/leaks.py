@@ -12,6 +12,7 @@ from nomoat.rows import Row, normalise
 GRAM = 13  # words; the length of the overlap check in Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C
 PHRASING_TIERS = ("phrasing", "family")  # their wording must be new; `values` rows share theirs with training on purpose
 MAX_EXAMPLES = 10
+KINDS = ("exact", "masked", "ngram")
 _MASK = " \u25a2 "  # a symbol that normalise() keeps
 
 
@@ -51,12 +52,18 @@ def audit(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row
     should be new are compared again with slot values masked, whole and by runs of 13 words; a shorter prompt is one
     run. A user's rows have no slots: all of them are compared by runs of words of the raw text.
     """
+    found = find_leaks(train, validation, heldout, user_data=user_data)
+    counts = [sum(leak.kind == kind for leak in found) for kind in KINDS]
+    return LeakReport(*counts, tuple(found[:MAX_EXAMPLES]))
+
+
+def find_leaks(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row], *, user_data: bool) -> list[Leak]:
+    """Every leak that `audit` counts, exact ones first; a row may be in it once for each kind."""
     seen = [*train, *validation]
     new_wording = [row for row in heldout if user_data or row.tier in PHRASING_TIERS]
     exact = _repeats("exact", validation, train, _whole) + _repeats("exact", heldout, seen, _whole)
     masked = [] if user_data else _repeats("masked", new_wording, seen, _whole_masked)
-    ngram = _repeats("ngram", new_wording, seen, _grams if user_data else _masked_grams)
-    return LeakReport(len(exact), len(masked), len(ngram), tuple((exact + masked + ngram)[:MAX_EXAMPLES]))
+    return [*exact, *masked, *_repeats("ngram", new_wording, seen, _grams if user_data else _masked_grams)]
 
 
 def told(found: LeakReport) -> str:

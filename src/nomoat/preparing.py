@@ -12,7 +12,7 @@ from typing import Any
 from nomoat.conversation import Conversation, Rendered
 from nomoat.errors import NomoatError
 from nomoat.evaluation import choose_heldout, draw_examples
-from nomoat.leaks import LeakReport, audit, told
+from nomoat.leaks import LeakReport, audit, find_leaks, told
 from nomoat.published import load_published
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import is_file_of_rows
@@ -47,6 +47,8 @@ def load_rows(recipe: Recipe, root: Path) -> Loaded:
     for part, found in (("train", rows.train), ("validation", rows.validation), ("heldout", rows.heldout)):
         if not found:
             raise NomoatError(f"data: {recipe.data.source} leaves no {part} rows; it needs more rows, or more groups")
+    if recipe.data.drop_leaks:
+        rows = _without_leaks(rows, recipe.data, shipped)
     leaks = audit(rows.train, rows.validation, rows.heldout, user_data=not shipped)
     if not leaks.clean and recipe.data.allow_leaks is None:
         raise NomoatError(_leak_message(recipe, leaks))
@@ -67,10 +69,24 @@ def load_data(data: Data, root: Path) -> tuple[RowSet, bool]:
     return split_rows(load_user_rows(path, data), data.validation, data.heldout, name=path.stem), False
 
 
+def _without_leaks(rows: RowSet, data: Data, shipped: bool) -> RowSet:
+    """Held-out and validation rows that repeat earlier ones left out, and counted: what published sets need, which nobody can mend."""
+    if shipped:
+        raise NomoatError(f"data.drop_leaks: {data.rows} is a shipped set, whose rows are as they are")
+    leaking = {leak.row_id for leak in find_leaks(rows.train, rows.validation, rows.heldout, user_data=True)}
+    heldout, validation = (tuple(row for row in part if row.id not in leaking) for part in (rows.heldout, rows.validation))
+    for name, left, all_of in (("held-out", heldout, rows.heldout), ("validation", validation, rows.validation)):
+        if not left:
+            raise NomoatError(f"data.drop_leaks: all {len(all_of)} {name} rows of {data.source} repeat training rows")
+    dropped = {"leaks_left_out": len(rows.heldout) - len(heldout), "validation_leaks_left_out": len(rows.validation) - len(validation)}
+    return replace(rows, heldout=heldout, validation=validation, origin={**rows.origin, **dropped})
+
+
 def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
     return (
         f"data: {recipe.data.source} has held-out rows that repeat training rows {told(leaks)}\n"
-        'Remove them, give rows that belong together one `group`, or state why it is acceptable: data.allow_leaks: "reason"'
+        "Remove them, give rows that belong together one `group`, have them left out (data.drop_leaks: true), or state why it is "
+        'acceptable: data.allow_leaks: "reason"'
     )
 
 
