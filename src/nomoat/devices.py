@@ -64,7 +64,7 @@ def training_precision(recipe: Recipe, device: Device) -> str:
         return _supported(recipe.precision, device)
     if recipe.lora.method == "pissa":
         return "float32"  # recipe.py says why
-    return "bfloat16" if _has_bfloat16(device) else "float32"
+    return "bfloat16" if has_bfloat16(device.kind) else "float32"
 
 
 def _supported(precision: str, device: Device) -> str:
@@ -80,12 +80,13 @@ def _supported(precision: str, device: Device) -> str:
     return precision
 
 
-def _has_bfloat16(device: Device) -> bool:
+def has_bfloat16(kind: str) -> bool:
+    """Whether a device of that kind multiplies bfloat16 natively; elsewhere it is far slower than float32."""
     import torch
 
-    if device.kind == "cuda":
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.kind == "mps":
+    if kind == "mps":
         return False  # not measured by us: float32 is the safe choice, bfloat16 can be stated
     can = torch.cpu.get_capabilities()
     return any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's name for it
