@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat import bases, devices, evaluation, harness, meters, prices, provenance, whole_model
+from nomoat.claims import claims_sha256
 from nomoat.preparing import Loaded, load_rows
 from nomoat.recipe import Recipe
 from nomoat.rows import RowSet
@@ -58,6 +59,7 @@ class Job:
             **provenance.code_state(self.root),
             "packages": provenance.versions(),
             **provenance.machine(),
+            "claims_sha256": claims_sha256(),
             "device": {"kind": self.device.kind, "name": self.device.name, "memory_bytes": self.device.memory_bytes},
             "dtype": self.precision,
             "scoring_dtype": self.scoring_precision,
