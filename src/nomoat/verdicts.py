@@ -1,0 +1,117 @@
+"""What a claim's verdict is made of: measured values over seeds with their intervals, and on which side of a threshold they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nomoat.aggregates import tier_difference
+from nomoat.claims import TIER
+from nomoat.paired import NORMAL_95
+from nomoat.report_schema import Interval, Report
+from nomoat.statistics import seeds_estimate
+
+Word = Literal["held", "failed", "cannot tell", "out of reach"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value beside its threshold. `exact` values are counts or sums and have no interval; others without one decide nothing."""
+
+    what: str
+    value: float
+    interval: Interval | None
+    unit: str
+    limit: float
+    above: bool  # which side of the limit is the claim's
+    seeds: int
+    exact: bool = False
+
+    @property
+    def word(self) -> Word:
+        """Held where the whole interval lies on the claim's side, failed where it lies on the other (the limit itself counts for both)."""
+        if self.interval is None and not self.exact:
+            return "cannot tell"
+        low, high = self.interval or (self.value, self.value)
+        if (low > self.limit or (self.exact and low == self.limit)) if self.above else high <= self.limit:
+            return "held"
+        if (high <= self.limit) if self.above else low > self.limit:
+            return "failed"
+        return "cannot tell"
+
+    @property
+    def times_the_data(self) -> float | None:
+        """What it would take: this many times the rows (or seeds) where the interval, were the value to stay, would clear the limit."""
+        if self.interval is None or self.word != "cannot tell" or self.value == self.limit:
+            return None
+        low, high = self.interval
+        return ((high - low) / 2 / (self.value - self.limit)) ** 2
+
+
+def all_of(words: Sequence[Word]) -> Word:
+    """A compound claim: failed where a part is, held where every part is."""
+    for word in ("failed", "out of reach", "cannot tell"):
+        if word in words:
+            return word  # type: ignore[return-value]
+    return "held" if words else "cannot tell"
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """Mean, and Student's interval over seeds; none for one seed."""
+    from scipy.stats import t
+
+    middle = float(np.mean(values))
+    if len(values) < 2:
+        return middle, None
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return middle, (middle - half, middle + half)
+
+
+def ratio_over_seeds(above: Sequence[float], below: Sequence[float]) -> tuple[float, Interval | None]:
+    """Geometric mean of the ratios, with Student's interval of their logarithms."""
+    middle, interval = over_seeds([math.log(a / b) for a, b in zip(above, below, strict=True)])
+    return math.exp(middle), None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+
+
+def by_seed(first: Sequence[Report], second: Sequence[Report]) -> list[tuple[Report, Report]]:
+    """Runs of the two that have a seed in common, in the order of seeds."""
+    theirs = {seed_of(report): report for report in second}
+    pairs = [(report, theirs[seed_of(report)]) for report in first if seed_of(report) in theirs]
+    return sorted(pairs, key=lambda pair: seed_of(pair[0]))
+
+
+def seed_of(report: Report) -> int:
+    """The seed of training."""
+    return int(report.provenance.get("seed") or 0)
+
+
+def score_less(
+    pairs: Sequence[tuple[Report, Report]], *, families: Callable[[str], bool] = lambda name: True, other_arm: str = "adapter"
+) -> tuple[float, Interval | None]:
+    """Score of each pair's first run less that of its second (of its `other_arm`), on the judged tier, over seeds.
+
+    Rows are paired within a seed; the seeds' spread and the groups' error, which seeds share, are joined as for any several seeds.
+    Without a pair, or where groups are too few for an interval, the difference has none.
+    """
+    found = [_less(one, other, families, other_arm) for one, other in pairs]
+    known = [(difference, interval) for difference, interval in found if interval is not None]
+    if not known or len(known) < len(found):
+        return (float(np.mean([difference for difference, _ in found])) if found else math.nan), None
+    errors = [(high - low) / 2 / NORMAL_95 for _, (low, high) in known]
+    joined = seeds_estimate([difference for difference, _ in known], float(np.mean(errors)))
+    return joined.difference, joined.interval
+
+
+def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm: str) -> tuple[float, Interval | None]:
+    theirs = {row[0]: row[4].get(other_arm) for row in other.rows}
+    rows = [
+        (*row[:4], {"adapter": row[4].get("adapter"), "other": theirs.get(row[0])})
+        for row in one.rows
+        if row[1] == TIER and families(row[2])
+    ]
+    found = tier_difference(rows, "other")
+    return (math.nan, None) if found is None else (found.difference, found.interval)
