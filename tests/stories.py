@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -43,6 +44,11 @@ def run(folder: Path, script: str, *words: str, **extra: str) -> subprocess.Comp
     return subprocess.run(
         command(script, *words), cwd=folder, env=environment(folder, **extra), capture_output=True, text=True, timeout=600
     )
+
+
+def adapter_sha(run_dir: Path) -> str:
+    """The sha256 of a run's adapter, as the run recorded it."""
+    return str(json.loads((run_dir / "adapter.json").read_text())["sha256"])
 
 
 def only_run(folder: Path) -> Path:

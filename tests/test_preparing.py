@@ -11,9 +11,10 @@ import pytest
 from nomoat.bases import load_tokenizer
 from nomoat.conversation import Conversation
 from nomoat.errors import NomoatError
-from nomoat.preparing import load_rows, prepare, take_fraction
+from nomoat.preparing import load_rows, prepare
 from nomoat.recipe import Recipe
 from nomoat.sources import Base
+from nomoat.training_rows import take_fraction
 from tests.tiny import make_base, make_rows, write_user_rows
 
 ROOT = Path(__file__).resolve().parent.parent

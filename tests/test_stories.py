@@ -15,7 +15,7 @@ import pytest
 from nomoat.files import read_lines
 from nomoat.report import read_report, verify_files
 from nomoat.runs import forbidden_traces, private_strings
-from tests.stories import command, environment, make_workplace, only_run, run
+from tests.stories import adapter_sha, command, environment, make_workplace, only_run, run
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,6 @@ def workplace(finished: tuple[Path, str], tmp_path: Path) -> Path:
 
 def hashes(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
-
-
-def adapter_sha(run_dir: Path) -> str:
-    return str(json.loads((run_dir / "adapter.json").read_text())["sha256"])
 
 
 def test_one_command_leaves_a_run_that_says_all_it_should(finished: tuple[Path, str]) -> None:

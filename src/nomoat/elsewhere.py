@@ -67,7 +67,7 @@ def plan(run_dir: Path, wanted: Wanted, root: Path) -> Planned:
     began = time.monotonic()
     files = bases.fetch_base(recipe.base)
     took = time.monotonic() - began
-    job = Job(recipe, root, device, loaded, files, devices.training_precision(recipe, device), took, harness.load_tasks(recipe.eval))
+    job = Job(recipe, root, device, loaded, files, devices.training_precision(recipe, device), took, None, harness.load_tasks(recipe.eval))
     stated = [Path(str(name).partition("@")[0]).name.removesuffix(".jsonl") for name in (wanted.rows, wanted.adapter) if name]
     title = "-".join(runs.plain_name(name) for name in stated) or "again"
     return Planned(job, run_dir, folder, wanted.adapter is not None, title)

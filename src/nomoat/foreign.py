@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nomoat.adapters import CONFIG, WEIGHTS, AdapterSize, adapter_facts, adapter_tensors
+from nomoat.adapters import CONFIG, WEIGHTS, AdapterSize, adapter_facts, adapter_tensors, weights_of
 from nomoat.bases import BaseFiles
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, write_json
@@ -105,7 +105,7 @@ def check_places(adapted: Any, folder: Path) -> Check:
     from safetensors import safe_open
 
     loaded = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(adapted).items()}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(weights_of(folder), framework="pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
     strange = sorted(name for name, shape in saved.items() if loaded.get(name) != shape)
     empty = sorted(set(loaded) - set(saved))

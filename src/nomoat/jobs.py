@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nomoat import bases, devices, evaluation, harness, meters, prices, provenance, whole_model
+from nomoat.adapters import weights_of
 from nomoat.claims import claims_sha256
+from nomoat.files import sha256_file
 from nomoat.preparing import Loaded, load_rows
 from nomoat.recipe import Recipe
 from nomoat.rows import RowSet
 from nomoat.scoring import SCORER_VERSION
+from nomoat.starting import start_folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Job:
     files: bases.BaseFiles
     precision: str
     fetch_seconds: float
+    start: Path | None = None  # the adapter to begin with
     benchmarks: harness.Tasks | None = None  # loaded before anything else, since their data may be out of reach
 
     @property
@@ -48,7 +52,11 @@ class Job:
             "heldout": self.rows.heldout_sha256,
             "base": self.files.name,
             **self.files.identity,
+            **self._begun_with(),
         }
+
+    def _begun_with(self) -> dict[str, str]:
+        return {} if self.start is None else {"start_sha256": sha256_file(weights_of(self.start))}
 
     def environment(self) -> dict[str, Any]:
         """environment.json, as far as it is known before the model is loaded."""
@@ -66,6 +74,7 @@ class Job:
             "threads": self.device.threads,
             "seed": self.recipe.train.seed,
             "base": {"name": self.files.name, **self.files.identity},
+            **self._begun_with(),
             "data": {
                 "name": self.rows.name,
                 **self.rows.origin,
@@ -102,4 +111,5 @@ def plan_job(recipe: Recipe, root: Path) -> Job:
     precision = devices.training_precision(recipe, device)
     began = time.monotonic()
     files = bases.fetch_base(recipe.base)
-    return Job(recipe, root, device, loaded, files, precision, time.monotonic() - began, harness.load_tasks(recipe.eval))
+    took = time.monotonic() - began
+    return Job(recipe, root, device, loaded, files, precision, took, start_folder(recipe.lora, files), harness.load_tasks(recipe.eval))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from nomoat.recipe import Recipe
 from nomoat.recipe_file import is_file_of_rows
 from nomoat.rows import Row, RowSet, load_set, load_user_rows, split_rows
 from nomoat.sources import Data
+from nomoat.training_rows import choose_training_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load_rows(recipe: Recipe, root: Path) -> Loaded:
     if not leaks.clean and recipe.data.allow_leaks is None:
         raise NomoatError(_leak_message(recipe, leaks))
     # The examples come from all rows, so that runs on a fraction have the same few-shot arm.
-    return Loaded(replace(rows, train=take_fraction(rows.train, recipe.data.fraction)), draw_examples(rows.train), leaks)
+    return Loaded(replace(rows, train=choose_training_rows(rows.train, recipe.data)), draw_examples(rows.train), leaks)
 
 
 def load_data(data: Data, root: Path) -> tuple[RowSet, bool]:
@@ -88,17 +88,6 @@ def _leak_message(recipe: Recipe, leaks: LeakReport) -> str:
         "Remove them, give rows that belong together one `group`, have them left out (data.drop_leaks: true), or state why it is "
         'acceptable: data.allow_leaks: "reason"'
     )
-
-
-def take_fraction(rows: tuple[Row, ...], fraction: float) -> tuple[Row, ...]:
-    """That share of each family's rows, chosen by a stable hash: half of the rows contains the quarter."""
-    if fraction == 1:
-        return rows
-    kept: set[str] = set()
-    for family in dict.fromkeys(row.family for row in rows):
-        ids = sorted((row.id for row in rows if row.family == family), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        kept |= set(ids[: max(1, round(fraction * len(ids)))])
-    return tuple(row for row in rows if row.id in kept)
 
 
 def prepare(recipe: Recipe, loaded: Loaded, conversation: Conversation) -> Prepared:

@@ -34,6 +34,13 @@ class Lora(Section):
         Annotated[Literal["all-linear"], Word] | Annotated[Names, Tag("<names>")],
         Discriminator(lambda value: "<word>" if isinstance(value, str) else "<names>"),
     ] = "all-linear"
+    start: str | None = None  # a finished run (or an adapter's folder) whose weights it begins with; otherwise fresh ones
+
+    @model_validator(mode="after")
+    def _fresh_pissa(self) -> Lora:
+        if self.start is not None and self.method == "pissa":
+            raise ValueError("start does not go with method pissa, whose weights begin as a part of the base")
+        return self
 
 
 class Train(Section):

@@ -22,19 +22,31 @@ ELECTRICITY = {"watts", "usd_per_kwh"}
 def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = (), *, folder: Path | None = None) -> Recipe:
     """Read `path`, its parents and the overrides into one Recipe; RecipeError lists every problem.
 
-    Paths inside are relative to `folder`, by default the recipe's own (a run's recipe.yaml has them resolved already).
+    Paths inside are relative to `folder`, by default the recipe's own (a run's recipe.yaml has them resolved already); those of
+    overrides to where the command is given.
     """
     raw = _read_with_parents(path, ())
     stated: dict[str, Any] = {}
     for override in overrides:
         stated = _merge(stated, _parse_override(override), overrides=True)
-    raw = _merge(raw, stated)
+    raw = _merge(raw, _from_here(stated))
     raw.setdefault("name", path.stem)
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(str(path), describe(error)) from None
     return _with_portable_paths(recipe, path.parent if folder is None else folder)
+
+
+def _from_here(stated: dict[str, Any]) -> dict[str, Any]:
+    """Overrides with their paths made absolute."""
+    found = {block: dict(value) if isinstance(value, dict) else value for block, value in stated.items()}
+    for block, key in (("base", "path"), ("data", "rows"), ("data", "path"), ("lora", "start")):
+        of = found.get(block)
+        value = of.get(key) if isinstance(of, dict) else None
+        if isinstance(of, dict) and isinstance(value, str) and (key != "rows" or is_file_of_rows(value)):
+            of[key] = str(Path(value).expanduser().absolute())
+    return found
 
 
 def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -155,8 +167,11 @@ def _with_portable_paths(recipe: Recipe, folder: Path) -> Recipe:
     for name, stated in (("rows", data.rows if data.rows and is_file_of_rows(data.rows) else None), ("path", data.path)):
         if stated is not None:
             data = data.model_copy(update={name: portable(folder / Path(stated).expanduser())})
+    lora = recipe.lora
+    if lora.start is not None:
+        lora = lora.model_copy(update={"start": portable(folder / Path(lora.start).expanduser())})
     tasks = tuple(portable(folder / Path(task).expanduser()) if is_task_file(task) else task for task in recipe.eval.harness)
-    return recipe.model_copy(update={"base": base, "data": data, "eval": recipe.eval.model_copy(update={"harness": tasks})})
+    return recipe.model_copy(update={"base": base, "data": data, "lora": lora, "eval": recipe.eval.model_copy(update={"harness": tasks})})
 
 
 def is_file_of_rows(rows: str) -> bool:

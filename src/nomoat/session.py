@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, gate, meters, prices, reference, runs, whole_model
+from nomoat import adapters, bases, gate, meters, prices, reference, runs, starting, whole_model
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.conversation import Conversation
@@ -85,6 +85,8 @@ class Work:
     def attach_adapter(self, model: Any) -> Any:
         """The base with a fresh, seeded adapter; its initial weights are what the gate compares with."""
         adapted = adapters.attach_adapter(model, self.recipe.lora, seed=self.recipe.train.seed, files=self.job.files)
+        if self.job.start is not None:
+            starting.begin_from(adapted, self.job.start)
         initial = adapters.adapter_tensors(adapted)
         self.initial = {} if self._in_full else initial  # as large as the base, which is there to be read again
         self.size = adapters.adapter_size(adapted)

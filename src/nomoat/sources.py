@@ -125,6 +125,8 @@ class Data(Section):
     columns: Columns | None = None
     score: dict[str, Any] | None = None  # for rows that state none, such as {by: number}
     fraction: float = Field(default=1.0, gt=0, le=1)  # of the training rows, chosen by stable hash, families kept equal
+    families: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None  # train on these only; held-out rows stay
+    noise: float = Field(default=0.0, ge=0, le=1)  # share of the training answers replaced by another row's of the family: an experiment
     drop_leaks: bool = False  # held-out rows that repeat training rows are left out and counted
     allow_leaks: str | None = None  # a reason; it is written into the report
     validation: float = Field(default=0.1, gt=0, lt=0.5)  # of a user's own rows; a shipped set is split already
