@@ -118,7 +118,7 @@ def test_prices(make: Make) -> None:
 
 
 def ranks(make: Make, **rates: float) -> dict[str, tuple[Report, ...]]:
-    of = {"rank1": 305_280, "rank4": 1_221_120, "default": 4_884_480, "rank64": 19_537_920}
+    of = {"rank1": 305_280, "rank4": 1_221_120, "lora": 4_884_480, "rank64": 19_537_920}
     return {role: seeds(make, rate=rates.get(role, 0.9), parameters=count) for role, count in of.items()}
 
 
@@ -132,14 +132,14 @@ def test_the_size_of_the_update(make: Make) -> None:
 
 def test_lora_against_full_fine_tuning(make: Make) -> None:
     full = seeds(make, train_seconds=1500.0, seconds=2400.0, usd=1.6)
-    assert words("M8", default=seeds(make, usd=0.7, seconds=1000.0), full=full) == "held"
-    assert words("M8", default=seeds(make, rate=0.5), full=full) == "failed"
-    assert words("M8", default=seeds(make, train_seconds=1400.0), full=full) == "failed"
-    assert words("M8", default=seeds(make, rate=0.82, usd=0.7, seconds=1000.0), full=full) == "cannot tell"
+    assert words("M8", lora=seeds(make, usd=0.7, seconds=1000.0), full=full) == "held"
+    assert words("M8", lora=seeds(make, rate=0.5), full=full) == "failed"
+    assert words("M8", lora=seeds(make, train_seconds=1400.0), full=full) == "failed"
+    assert words("M8", lora=seeds(make, rate=0.82, usd=0.7, seconds=1000.0), full=full) == "cannot tell"
     times = [{"train_seconds": seconds} for seconds in (500.0, 750.0, 1000.0)]
-    assert words("M8", default=seeds(make, *times, usd=None), full=seeds(make, train_seconds=1500.0, usd=None)) == "cannot tell"
+    assert words("M8", lora=seeds(make, *times, usd=None), full=seeds(make, train_seconds=1500.0, usd=None)) == "cannot tell"
     elsewhere = seeds(make, train_seconds=1500.0, usd=None, device="NVIDIA L4")
-    assert words("M8", default=seeds(make, usd=None), full=elsewhere) == "cannot tell", "no rate, and two machines"
+    assert words("M8", lora=seeds(make, usd=None), full=elsewhere) == "cannot tell", "no rate, and two machines"
 
 
 def test_a_stack_and_an_increment(make: Make) -> None:
@@ -150,9 +150,9 @@ def test_a_stack_and_an_increment(make: Make) -> None:
     assert words("M9", a=first, b=alone, b_on_a=first) == "failed", "nothing new was learnt"
     assert words("M9", a=first, b=alone, b_on_a=seeds(make, rate=0.82)) == "cannot tell"
     cheap, dear = seeds(make, train_seconds=100.0), seeds(make, train_seconds=500.0)
-    assert words("M11", default=alone, b_on_a=cheap) == "held"
-    assert words("M11", default=alone, b_on_a=dear) == "failed"
-    assert words("M11", default=alone, b_on_a=seeds(make, rate=0.8, train_seconds=100.0)) == "cannot tell"
+    assert words("M11", lora=alone, b_on_a=cheap) == "held"
+    assert words("M11", lora=alone, b_on_a=dear) == "failed"
+    assert words("M11", lora=alone, b_on_a=seeds(make, rate=0.8, train_seconds=100.0)) == "cannot tell"
 
 
 def test_the_rank_of_a_sum(make: Make) -> None:
@@ -166,16 +166,16 @@ def test_gains(make: Make, claim: str, role: str) -> None:
     def other(rate: float) -> tuple[Report, ...]:
         return seeds(make, rate=rate, few_shot=rate)
 
-    assert words(claim, default=seeds(make), **{role: other(0.5)}) == "held"
-    assert words(claim, default=seeds(make, rate=0.5), **{role: other(0.9)}) == "failed"
-    assert words(claim, default=seeds(make), **{role: other(0.9)}) == "cannot tell"
+    assert words(claim, lora=seeds(make), **{role: other(0.5)}) == "held"
+    assert words(claim, lora=seeds(make, rate=0.5), **{role: other(0.9)}) == "failed"
+    assert words(claim, lora=seeds(make), **{role: other(0.9)}) == "cannot tell"
 
 
 def test_half_of_the_rows(make: Make) -> None:
     for rate, word in ((0.9, "held"), (0.5, "failed"), (0.8, "cannot tell")):
-        assert words("M13", default=seeds(make), half=seeds(make, rate=rate)) == word
+        assert words("M13", lora=seeds(make), half=seeds(make, rate=rate)) == word
     unlike = [{"rate": rate} for rate in (0.96, 0.86, 0.70)]
-    assert words("M13", default=seeds(make), half=seeds(make, *unlike)) == "cannot tell", "seeds that disagree"
+    assert words("M13", lora=seeds(make), half=seeds(make, *unlike)) == "cannot tell", "seeds that disagree"
 
 
 def test_what_is_sent_alone(make: Make) -> None:

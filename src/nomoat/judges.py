@@ -10,7 +10,7 @@ from nomoat.claims import CLAIMS, MARGIN, NEW_FAMILIES, Claim
 from nomoat.report_schema import Report
 from nomoat.verdicts import Measured, Word, all_of, by_seed, over_seeds, ratio_over_seeds, score_less
 
-RANKS = {"rank1": 1, "rank4": 4, "default": 16, "rank64": 64}
+RANKS = {"rank1": 1, "rank4": 4, "lora": 16, "rank64": 64}
 CONSUMER = "GeForce"  # in NVIDIA's names of the GPUs it sells to consumers
 
 
@@ -123,12 +123,12 @@ def _size(claim: Claim, evidence: Evidence) -> Finding:
         measured = Measured(
             f"parameters, base over trained, at rank {RANKS[role]}", ratio, None, "", claim.limits["ratio"], True, 1, exact=True
         )
-        good = "held" if role == "default" else _not_below(evidence, role, "default", claim).word
+        good = "held" if role == "lora" else _not_below(evidence, role, "lora", claim).word
         ratios.append(measured)
         words += [] if good == "failed" else [measured.word]
         if good == "held":
             return Finding(claim, words[0] if len(set(words)) == 1 else "cannot tell", tuple(ratios))
-    raise AssertionError("the default is as good as itself")
+    raise AssertionError("rank 16 is as good as itself")
 
 
 def _not_below(evidence: Evidence, role: str, reference: str, claim: Claim, **which: Callable[[str], bool]) -> Measured:
@@ -159,10 +159,10 @@ def _dollars(report: Report) -> float | None:
 
 
 def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
-    time = _ratio(evidence, "default", "full", claim, "time of training", _seconds)
-    money = _ratio(evidence, "default", "full", claim, "rental of training", _dollars)
-    machines = {str(run.provenance.get("device")) for role in ("default", "full") for run in evidence.of(role)}
-    parts = [_not_below(evidence, "default", "full", claim), *(part for part in (time, money) if part is not None)]
+    time = _ratio(evidence, "lora", "full", claim, "time of training", _seconds)
+    money = _ratio(evidence, "lora", "full", claim, "rental of training", _dollars)
+    machines = {str(run.provenance.get("device")) for role in ("lora", "full") for run in evidence.of(role)}
+    parts = [_not_below(evidence, "lora", "full", claim), *(part for part in (time, money) if part is not None)]
     if time is None or (money is None and len(machines) > 1):
         return _compound(claim, parts, "cannot tell", lacking="the runs have no rental rate and were made on different machines")
     note = "" if money is not None else "without a rate: on one machine money is in proportion to time"
@@ -180,8 +180,8 @@ def _stackable(claim: Claim, evidence: Evidence) -> Finding:
 
 def _increment(claim: Claim, evidence: Evidence) -> Finding:
     score, time = (
-        _not_below(evidence, "b_on_a", "default", claim),
-        _ratio(evidence, "b_on_a", "default", claim, "time of training", _seconds),
+        _not_below(evidence, "b_on_a", "lora", claim),
+        _ratio(evidence, "b_on_a", "lora", claim, "time of training", _seconds),
     )
     return _compound(claim, [score] if time is None else [score, time], *(["cannot tell"] if time is None else []))
 
@@ -206,7 +206,7 @@ def _gain(role: str, reference: str, other_arm: str = "adapter") -> Callable[[Cl
 
 
 def _half(claim: Claim, evidence: Evidence) -> Finding:
-    return _compound(claim, [_not_below(evidence, "half", "default", claim)])
+    return _compound(claim, [_not_below(evidence, "half", "lora", claim)])
 
 
 def _distributed(claim: Claim, evidence: Evidence) -> Finding:
@@ -233,9 +233,9 @@ _JUDGES: dict[str, Callable[[Claim, Evidence], Finding]] = {
     "M9": _stackable,
     "M10": _sum_of_ranks,
     "M11": _increment,
-    "M12": _gain("default", "noisy25"),
+    "M12": _gain("lora", "noisy25"),
     "M13": _half,
     "M14": _distributed,
-    "M17": _gain("default", "gemma", other_arm="few_shot"),
+    "M17": _gain("lora", "gemma", other_arm="few_shot"),
     "M18": _total_price,
 }
