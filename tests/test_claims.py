@@ -15,7 +15,7 @@ def test_the_eighteen_claims_each_have_a_rule_or_a_reason_and_thresholds_that_th
         assert claim.quote and bool(claim.out_of_reach) == (claim.rule == "none")
         assert claim.out_of_reach or (claim.limits and claim.runs and claim.leaves_out), claim.id
     roles = {role for claim in claims.CLAIMS for role in claim.runs}
-    assert roles == {"default", "lora", "full", "half", "rank1", "rank4", "rank64", "a", "b", "b_on_a", "noisy25", "gemma"}
+    assert roles == {"default", "lora", "full", "rank1", "rank4", "rank64", "a", "b", "b_on_a", "noisy25", "gemma"}
 
 
 def test_a_threshold_or_a_word_changed_is_another_table(monkeypatch: pytest.MonkeyPatch) -> None:

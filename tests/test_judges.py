@@ -173,9 +173,9 @@ def test_gains(make: Make, claim: str, role: str) -> None:
 
 def test_half_of_the_rows(make: Make) -> None:
     for rate, word in ((0.9, "held"), (0.5, "failed"), (0.8, "cannot tell")):
-        assert words("M13", lora=seeds(make), half=seeds(make, rate=rate)) == word
+        assert words("M13", default=seeds(make), lora=seeds(make, rate=rate)) == word
     unlike = [{"rate": rate} for rate in (0.96, 0.86, 0.70)]
-    assert words("M13", lora=seeds(make), half=seeds(make, *unlike)) == "cannot tell", "seeds that disagree"
+    assert words("M13", default=seeds(make), lora=seeds(make, *unlike)) == "cannot tell", "seeds that disagree"
 
 
 def test_what_is_sent_alone(make: Make) -> None:

@@ -206,7 +206,7 @@ def _gain(role: str, reference: str, other_arm: str = "adapter") -> Callable[[Cl
 
 
 def _half(claim: Claim, evidence: Evidence) -> Finding:
-    return _compound(claim, [_not_below(evidence, "half", "lora", claim)])
+    return _compound(claim, [_not_below(evidence, "lora", "default", claim)])
 
 
 def _distributed(claim: Claim, evidence: Evidence) -> Finding:
