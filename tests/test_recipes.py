@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from nomoat.claims import CLAIMS, NEW_FAMILIES
 from nomoat.recipe_file import load_recipe
+from nomoat.rows import load_set
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -28,14 +30,24 @@ def test_it_loads_and_its_header_says_how_to_run_it(path: Path) -> None:
     assert len(lines) <= 30
 
 
-def test_the_table_of_recipes_names_each_and_says_which_nobody_has_run() -> None:
-    table = (ROOT / "recipes" / "README.md").read_text()
+def test_the_readme_beside_a_recipe_names_it_and_says_which_nobody_has_run() -> None:
     for path in RECIPES:
-        assert f"]({path.name})" in table, path.name
+        assert f"]({path.name})" in (path.parent / "README.md").read_text(), path.name
         recipe = load_recipe(path)
         unpinned = "unpinned" in (recipe.base.revision, recipe.data.revision)
         assert unpinned <= ("not measured by us" in path.read_text()), path.name
         assert unpinned == ("make pin" in path.read_text()), path.name
+
+
+def test_the_memos_recipes_are_the_roles_that_its_claims_need() -> None:
+    roles = {path.stem for path in (ROOT / "recipes" / "memo").glob("*.yaml")}
+    assert {role for claim in CLAIMS for role in claim.runs} - {"default"} <= roles
+    trained = {name: load_recipe(ROOT / "recipes" / "memo" / f"{name}.yaml").data.families for name in ("a", "b", "b_on_a")}
+    assert trained["b"] == trained["b_on_a"] == NEW_FAMILIES and not set(trained["a"] or ()) & set(NEW_FAMILIES)
+    every = {row.family for row in load_set("desk", ROOT).train}
+    assert {*(trained["a"] or ()), *NEW_FAMILIES} == every
+    lora, default = (load_recipe(ROOT / "recipes" / name).data.fraction for name in ("memo/lora.yaml", "smollm2-135m.yaml"))
+    assert lora == default / 2
 
 
 def test_the_smoke_recipe_is_the_default_with_less_of_everything() -> None:
