@@ -51,6 +51,10 @@ try: $(READY)
 bench: $(if $(RUN),$(READY),$(VENV)/.bench)
 	$(PY) $(if $(RUN),eval/speed.py $(RUN),train/bench.py $(RECIPE)) $(SET)
 
+.PHONY: plan  ## What RECIPE will cost before its base is downloaded: memory, time, money; MEASURE=1 loads it and tries
+plan: $(READY)
+	$(PY) train/plan.py $(RECIPE) $(SET) $(if $(MEASURE),--measure)
+
 .PHONY: harness  ## Install lm-evaluation-harness, for recipes with eval.harness
 harness: $(VENV)/.harness
 

@@ -1,4 +1,4 @@
-"""Bases of the hub, through the real client on a hub of our own: fetched whole, or refused with a line that says what to do."""
+"""Bases and adapters of the hub, through the real client on a hub of our own: fetched whole, or refused with a line that says what to do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nomoat.adapters import attach_adapter, save_adapter
+from nomoat.bases import load_model
+from nomoat.recipe import Lora
 from nomoat.report import read_report
 from tests.local_hub import COMMIT, GATED, serve
 from tests.stories import RECIPE, only_run, run
@@ -40,6 +43,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name, change in (("own-code", own_code), ("unheard-of", {"model_type": "owl"}), ("encoder", {"model_type": "t5"})):
         path = root / "owl" / name / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    files = make_base(root / "owl" / "good")
+    model = attach_adapter(load_model(files, precision="float32", device="cpu"), Lora(rank=4), seed=0, files=files)
+    for name in ("lora", "pickled-lora"):
+        save_adapter(model, root / "owl" / name, files)
+    (root / "owl" / "pickled-lora" / "adapter_model.safetensors").rename(root / "owl" / "pickled-lora" / "adapter_model.bin")
     with serve(root) as endpoint:
         yield endpoint
 
@@ -79,6 +87,19 @@ def test_a_base_of_the_hub_goes_from_recipe_to_report(hub: str, tmp_path: Path) 
     assert (base["name"], base["revision"]) == ("owl/good", COMMIT)
     config = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owl/good", COMMIT)
+
+
+def test_an_adapter_of_the_hub_is_fetched_as_plain_tensors_or_refused(hub: str, tmp_path: Path) -> None:
+    script = "import sys\nfrom nomoat.foreign import fetch_adapter\nfrom nomoat.errors import NomoatError\n"
+    script += "for name in sys.argv[1:]:\n    try: print(sorted(p.name for p in fetch_adapter(name).iterdir()))\n"
+    script += "    except NomoatError as error: print(error)\n"
+    names = [f"owl/{name}@{COMMIT}" for name in ("lora", "pickled-lora", "none")]
+    environment = {**os.environ, **online(hub, tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    fetched, pickled, unknown = done.stdout.splitlines()
+    assert fetched == "['adapter_config.json', 'adapter_model.safetensors']"
+    assert "safetensors" in pickled and "could not be fetched" in unknown
 
 
 def test_what_is_unpinned_is_not_trained(tmp_path: Path) -> None:
