@@ -27,6 +27,18 @@ def test_auto_takes_what_is_there_and_a_device_that_is_not_is_refused() -> None:
             choose_device(Hardware(device=kind))
 
 
+def test_a_processors_name_tells_how_wide_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for can, name in (
+        ({"cpu_name": "Some CPU", "avx2": True, "avx512_f": True, "avx512_bf16": True}, "Some CPU (AVX-512 with bfloat16)"),
+        ({"cpu_name": "Some CPU", "avx2": True, "avx512_f": False}, "Some CPU (AVX2)"),
+        ({"cpu_name": "Some CPU"}, "Some CPU"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert choose_device(Hardware(device="cpu")).name == name
+
+
 def test_stated_threads_are_set() -> None:
     import torch
 

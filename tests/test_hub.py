@@ -1,4 +1,4 @@
-"""Bases and adapters of the hub, through the real client on a hub of our own: fetched whole, or refused with a line that says what to do."""
+"""Bases and adapters of the hub, by the real client from a hub of our own: fetched whole, or refused with what to do."""
 
 from __future__ import annotations
 

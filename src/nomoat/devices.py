@@ -11,6 +11,8 @@ from nomoat.errors import NomoatError
 from nomoat.recipe import Hardware, Recipe
 
 QUANTISED = ("int8", "nf4")
+# Processors of one name differ by this several times over: the widest of these belongs to the name.
+VECTORS = (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 with bfloat16"), ("avx512_f", "AVX-512"), ("avx2", "AVX2"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ def choose_device(hardware: Hardware) -> Device:
 def _processor_name() -> str:
     import torch
 
-    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+    can = torch.cpu.get_capabilities()
+    name = str(can.get("cpu_name") or platform.processor() or platform.machine())
+    widest = next((text for feature, text in VECTORS if can.get(feature)), None)
+    return f"{name} ({widest})" if widest else name
 
 
 def _machine_memory() -> int:
