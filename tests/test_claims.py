@@ -25,3 +25,6 @@ def test_a_threshold_or_a_word_changed_is_another_table(monkeypatch: pytest.Monk
     for changed in (replace(eighth, limits={**eighth.limits, "margin": 0.2}), replace(eighth, rule=eighth.rule + ".")):
         monkeypatch.setattr(claims, "CLAIMS", (*claims.CLAIMS[:7], changed, *claims.CLAIMS[8:]))
         assert claims.claims_sha256() != before
+    owned_up = replace(eighth, limits={**eighth.limits, "margin": 0.2}, looked_at=eighth.limits)
+    monkeypatch.setattr(claims, "CLAIMS", (*claims.CLAIMS[:7], owned_up, *claims.CLAIMS[8:]))
+    assert claims.claims_sha256() == before, "the table that the runs were made under is still known"

@@ -131,9 +131,11 @@ def _size(claim: Claim, evidence: Evidence) -> Finding:
     raise AssertionError("rank 16 is as good as itself")
 
 
-def _not_below(evidence: Evidence, role: str, reference: str, claim: Claim, **which: Callable[[str], bool]) -> Measured:
+def _not_below(
+    evidence: Evidence, role: str, reference: str, claim: Claim, families: Callable[[str], bool] = lambda name: True
+) -> Measured:
     pairs = by_seed(evidence.of(role), evidence.of(reference))
-    difference, interval = score_less(pairs, **which)
+    difference, interval = score_less(pairs, families=families)
     what = f"score of {role} less {reference}"
     return Measured(what, difference, interval, "", -claim.limits.get("margin", MARGIN), above=True, seeds=len(pairs))
 
@@ -183,7 +185,7 @@ def _increment(claim: Claim, evidence: Evidence) -> Finding:
         _not_below(evidence, "b_on_a", "lora", claim),
         _ratio(evidence, "b_on_a", "lora", claim, "time of training", _seconds),
     )
-    return _compound(claim, [score] if time is None else [score, time], *(["cannot tell"] if time is None else []))
+    return _compound(claim, [score], "cannot tell") if time is None else _compound(claim, [score, time])
 
 
 def _sum_of_ranks(claim: Claim, evidence: Evidence) -> Finding:

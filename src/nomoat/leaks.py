@@ -53,8 +53,8 @@ def audit(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row
     run. A user's rows have no slots: all of them are compared by runs of words of the raw text.
     """
     found = find_leaks(train, validation, heldout, user_data=user_data)
-    counts = [sum(leak.kind == kind for leak in found) for kind in KINDS]
-    return LeakReport(*counts, tuple(found[:MAX_EXAMPLES]))
+    exact, masked, ngram = (sum(leak.kind == kind for leak in found) for kind in KINDS)
+    return LeakReport(exact, masked, ngram, tuple(found[:MAX_EXAMPLES]))
 
 
 def find_leaks(train: Sequence[Row], validation: Sequence[Row], heldout: Sequence[Row], *, user_data: bool) -> list[Leak]:

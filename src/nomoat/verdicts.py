@@ -54,9 +54,10 @@ class Measured:
 
 def all_of(words: Sequence[Word]) -> Word:
     """A compound claim: failed where a part is, held where every part is."""
-    for word in ("failed", "out of reach", "cannot tell"):
+    order: tuple[Word, ...] = ("failed", "out of reach", "cannot tell")
+    for word in order:
         if word in words:
-            return word  # type: ignore[return-value]
+            return word
     return "held" if words else "cannot tell"
 
 

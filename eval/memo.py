@@ -1,0 +1,55 @@
+"""Judge the leaked memo claim by claim, from published reports alone.
+
+    python eval/memo.py                     what the reports that are there say
+    python eval/memo.py --missing           make the missing runs first (hours; stop it with Ctrl-C, the same command goes on)
+    make memo                               the same through make; MISSING=1 for --missing
+
+Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json. The rules and thresholds
+stand in src/nomoat/claims.py and were fixed before the runs; a report made under other ones is refused.
+Exit codes: 0 done, 1 a run failed, 2 a report that does not hold or cannot be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nomoat.errors import run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="changes to the missing runs, such as base.accept_license=gemma"
+    )
+    parser.add_argument("--missing", action="store_true", help="make the runs whose reports are missing first")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where recipes/ with its reports is (default: this repository)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/memo"), help="where missing runs are made (default: runs/memo)")
+    parser.add_argument("--out", type=Path, help="where memo.json goes (default: recipes/memo/memo.json)")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    from rich.console import Console
+
+    from nomoat import memo, memo_runs
+    from nomoat.files import write_json
+    from nomoat.memo_view import print_verdict
+
+    console = Console()
+    if arguments.missing:
+        for planned in memo_runs.missing(arguments.root):
+            memo_runs.make(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
+    found = memo.verdict(memo.gather(arguments.root))
+    out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
+    write_json(out, found)
+    print_verdict(found, console)
+    console.print(f"written to {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

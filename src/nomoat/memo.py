@@ -1,0 +1,95 @@
+"""The memo's verdict: reports gathered by role, judged claim by claim, and written down so that the same reports give the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from nomoat.claims import claims_sha256
+from nomoat.comparing import obstacles_between
+from nomoat.errors import NomoatError
+from nomoat.files import read_json, sha256_of
+from nomoat.judges import Evidence, Finding, judge, judge_claim
+from nomoat.reference import published
+from nomoat.report import read_report
+from nomoat.report_schema import Report
+
+DEFAULT = "smollm2-135m"  # the recipe whose published runs are the role `default`
+RANKS_FILE = "ranks.json"  # for M10: ranks of two updates and of their sum, module by module
+
+
+def gather(root: Path) -> Evidence:
+    """The published runs of the default recipe, and `recipes/memo/reports/<role>.seed<n>.json`; each is checked as it is read.
+
+    NomoatError for a report whose numbers do not follow from its rows, that was made under another table of claims, or that was not
+    asked what the others were.
+    """
+    runs: dict[str, tuple[Report, ...]] = {}
+    defaults = published(root / "recipes" / "reference").get(DEFAULT)
+    if defaults is not None:
+        runs["default"] = defaults.seeds
+    folder = root / "recipes" / "memo" / "reports"
+    for path in sorted(folder.glob("*.seed*.json")):
+        role = path.name.partition(".")[0]
+        runs[role] = (*runs.get(role, ()), read_report(path))
+    _check(runs)
+    ranks = folder / RANKS_FILE
+    return Evidence(runs, _higher_ranks(read_json(ranks)) if ranks.is_file() else None)
+
+
+def _check(runs: dict[str, tuple[Report, ...]]) -> None:
+    every = [report for reports in runs.values() for report in reports]
+    for report in every:
+        stated = report.provenance.get("claims_sha256")
+        if stated != claims_sha256():
+            made = "before there was a table of claims" if stated is None else f"under another table of claims ({stated[:12]})"
+            raise NomoatError(f"{report.run} was made {made}: what it is judged by has to be fixed before it runs; run it again")
+        obstacles = obstacles_between(every[0], report)
+        if obstacles:
+            raise NomoatError(f"{report.run} cannot be judged beside {every[0].run}: {'; '.join(obstacles)}")
+
+
+def _higher_ranks(modules: list[dict[str, int]]) -> tuple[int, int]:
+    """Of how many modules the sum's rank is higher than both summands', of how many."""
+    return sum(one["sum"] > max(one["a"], one["b"]) for one in modules), len(modules)
+
+
+def verdict(evidence: Evidence) -> dict[str, Any]:
+    """memo.json: every claim's words, rule, verdict and numbers, and what they were taken from."""
+    return {
+        "claims_sha256": claims_sha256(),
+        "runs": {role: [_run(report) for report in reports] for role, reports in sorted(evidence.runs.items())},
+        "claims": [_finding(finding, evidence) for finding in judge(evidence)],
+    }
+
+
+def _run(report: Report) -> dict[str, Any]:
+    device = report.provenance.get("device") or {}
+    return {
+        "run": report.run,
+        "seed": report.provenance.get("seed"),
+        "base": (report.provenance.get("base") or {}).get("name"),
+        "device": device.get("name"),
+        "report_sha256": sha256_of(report.model_dump(mode="json")),
+    }
+
+
+def _finding(finding: Finding, evidence: Evidence) -> dict[str, Any]:
+    claim = finding.claim
+    before = claim.looked_at
+    as_it_stood = None if before is None else judge_claim(replace(claim, limits=before, looked_at=None), evidence).word
+    seeds = [len(evidence.of(role)) for role in claim.runs]
+    return {
+        "id": claim.id,
+        "quote": claim.quote,
+        "rule": claim.rule,
+        "limits": claim.limits,
+        "verdict": finding.word,
+        "measured": [{**asdict(one), "verdict": one.word, "times_the_data": one.times_the_data} for one in finding.measured],
+        "lacking": finding.lacking,
+        "changed_after_looking": None if before is None else {"limits": before, "verdict": as_it_stood},
+        "seeds": min(seeds, default=0),
+        "runs": list(claim.runs),
+        "leaves_out": claim.leaves_out,
+    }
