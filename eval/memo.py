@@ -4,8 +4,8 @@
     python eval/memo.py --missing           make the missing runs first (hours; stop it with Ctrl-C, the same command goes on)
     make memo                               the same through make; MISSING=1 for --missing
 
-Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json. The rules and thresholds
-stand in src/nomoat/claims.py and were fixed before the runs; a report made under other ones is refused.
+Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json and memo.html. The rules and
+thresholds stand in src/nomoat/claims.py and were fixed before the runs; a report made under other ones is refused.
 Exit codes: 0 done, 1 a run failed, 2 a report that does not hold or cannot be judged.
 """
 
@@ -36,7 +36,8 @@ def main() -> int:
     from rich.console import Console
 
     from nomoat import memo, memo_runs
-    from nomoat.files import write_json
+    from nomoat.files import write_atomically, write_json
+    from nomoat.memo_page import render_memo
     from nomoat.memo_view import print_verdict
 
     console = Console()
@@ -46,8 +47,10 @@ def main() -> int:
     found = memo.verdict(memo.gather(arguments.root))
     out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
     write_json(out, found)
+    page = out.with_suffix(".html")
+    write_atomically(page, render_memo(found))
     print_verdict(found, console)
-    console.print(f"written to {out}", highlight=False, soft_wrap=True)
+    console.print(f"written to {out}; the same as a page: {page}", highlight=False, soft_wrap=True)
     return 0
 
 

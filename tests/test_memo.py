@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import shutil
@@ -17,6 +18,7 @@ from nomoat import memo_runs
 from nomoat.claims import CLAIMS, claims_sha256
 from nomoat.errors import NomoatError
 from nomoat.memo import gather, verdict
+from nomoat.memo_page import quotable
 from nomoat.memo_view import print_verdict
 from nomoat.report import build_report, write_report
 from tests.make_run import RATES, make_run
@@ -71,6 +73,13 @@ def test_the_same_reports_give_the_same_bytes_and_a_line_a_claim(root: Path) -> 
     first = written.read_bytes()
     assert memo(root).returncode == 0 and written.read_bytes() == first
     found = json.loads(first)
+    page = written.with_suffix(".html").read_text()
+    assert (
+        "<script" not in page
+        and page.count("<svg") >= 8
+        and "PEFT&#39;s comparison" in page
+        and quotable(found)[:40] in html.unescape(page)
+    )
     for claim, one in zip(CLAIMS, found["claims"], strict=True):
         assert any(line.startswith(f"{claim.id:<4} {one['verdict']}") for line in done.stdout.splitlines()), claim.id
     assert {run["seed"] for run in found["runs"]["full"]} == {0, 1, 2}
@@ -91,6 +100,17 @@ def test_a_changed_score_is_refused_and_another_report_changes_the_verdict(root:
         publish(root, f"lora.seed{seed}", seed=seed, rate=BAD)
     again = words(root)
     assert again["M13"] == "failed" and again["M8"] == "failed"
+
+
+def test_the_paragraph_says_no_more_than_the_verdicts(root: Path) -> None:
+    found = verdict(gather(root))
+    said = quotable(found)
+    for claim in found["claims"]:
+        held, failed, rest = (said.partition("Held: ")[2].partition("Failed: ")[0], said.partition("Failed: ")[2], claim["quote"] in said)
+        assert (claim["quote"] in held) == (claim["verdict"] == "held")
+        assert (claim["quote"] in failed) == (claim["verdict"] == "failed")
+        assert rest == (claim["verdict"] in ("held", "failed"))
+    assert f"by {sum(map(len, found['runs'].values()))} runs of tiny on 2-core CPU" in said
 
 
 def test_a_report_made_under_another_table_is_refused(root: Path) -> None:

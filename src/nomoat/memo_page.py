@@ -1,0 +1,94 @@
+"""memo.html: the verdict on one page that needs nothing else, drawn from memo.json alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nomoat.memo_view import counts_words, measured_words, shown
+from nomoat.plots import COLOURS, NARROW, WIDE, drawn
+from nomoat.published_results import results_for
+from nomoat.report_page import page_environment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TONES = {"held": "better", "failed": "worse", "cannot tell": "unclear", "out of reach": "muted"}
+
+
+def render_memo(found: dict[str, Any]) -> str:
+    """The page as one string; `found` is what memo.json holds."""
+    from markupsafe import Markup
+
+    charts = {
+        claim["id"]: [Markup(claim_chart(claim, width=width)) for width in (WIDE, NARROW)] if claim["measured"] else []
+        for claim in found["claims"]
+    }
+    return (
+        page_environment()
+        .get_template("memo.html.j2")
+        .render(
+            found=found,
+            charts=charts,
+            tones=TONES,
+            counts=counts_words(found),
+            paragraph=quotable(found),
+            measured_words=measured_words,
+            published={claim["id"]: results_for(claim["id"]) for claim in found["claims"]},
+        )
+    )
+
+
+def claim_chart(claim: dict[str, Any], *, width: float) -> str:
+    """Each measured value with its interval as a multiple of its threshold's distance from none, the claim's side shaded."""
+    rows = claim["measured"]
+
+    def draw(axes: Axes) -> None:
+        for height, one in enumerate(reversed(rows)):
+            _one_row(axes, one, height)
+        axes.axvline(0, color=COLOURS["baseline"], linewidth=1.6)
+        axes.set_yticks(range(len(rows)), [_label(one, width) for one in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        reach = max(max(abs(end) for end in _scaled(one)) for one in rows)
+        axes.set_xlim(-1.15 * min(reach, 3.0) - 0.02, 1.15 * min(reach, 3.0) + 0.02)
+        axes.set_xticks([0], ["threshold"])
+
+    said = "; ".join(measured_words(one) for one in rows)
+    return drawn(
+        draw, width, 0.55 + 0.5 * len(rows), f"claim-{claim['id']}", f"{claim['id']}: {said}. Right of the line is the claim's side."
+    )
+
+
+def _scaled(one: dict[str, Any]) -> list[float]:
+    """Value and interval's ends as distances from the threshold, the claim's side positive, in units of the threshold (or of 0.1)."""
+    unit, side = abs(one["limit"]) or 0.1, 1 if one["above"] else -1
+    ends = one["interval"] or (one["value"], one["value"])
+    return [max(-3.0, min(3.0, side * (number - one["limit"]) / unit)) for number in (one["value"], *ends)]
+
+
+def _one_row(axes: Axes, one: dict[str, Any], height: int) -> None:
+    value, *ends = _scaled(one)
+    colour = COLOURS["adapter"] if one["verdict"] == "held" else COLOURS["base"]
+    axes.plot(ends, (height, height), color=colour, linewidth=2.4, solid_capstyle="round")
+    axes.plot(value, height, "D" if one["exact"] else "o", color=colour, markersize=7)
+
+
+def _label(one: dict[str, Any], width: float) -> str:
+    words = one["what"] if width >= WIDE or len(one["what"]) < 24 else one["what"][:22] + "…"
+    return f"{words}\n{shown(one['value'], one['unit'])}"
+
+
+def quotable(found: dict[str, Any]) -> str:
+    """A paragraph that says no more than the numbers do: what was run, what held, what failed, and what stays open."""
+    runs = [run for runs in found["runs"].values() for run in runs]
+    bases, devices = (sorted({str(run[key]).partition(":")[0] for run in runs}) for key in ("base", "device"))
+    judged = [claim for claim in found["claims"] if claim["verdict"] != "out of reach"]
+    scope = f"{len(runs)} runs of {' and '.join(bases)} on {' and '.join(devices)}"
+    parts = [f"Of the memo's {len(found['claims'])} claims {counts_words(found)}, by {scope}."]
+    for word, said in (("held", "Held"), ("failed", "Failed")):
+        which = [f'{claim["id"]} ("{claim["quote"]}")' for claim in judged if claim["verdict"] == word]
+        if which:
+            parts.append(f"{said}: {'; '.join(which)}.")
+    open_ones = [claim["id"] for claim in judged if claim["verdict"] == "cannot tell"]
+    if open_ones:
+        parts.append(f"Not decided by these runs: {', '.join(open_ones)}.")
+    return " ".join(parts)
