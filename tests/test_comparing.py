@@ -104,6 +104,18 @@ def test_forced_runs_say_not_comparable_beside_every_number(tmp_path: Path) -> N
     assert "not comparable" not in printed(one)
 
 
+def test_a_quantised_base_is_compared_though_it_answers_in_its_own_precision(tmp_path: Path) -> None:
+    def scored_in(dtype: str) -> Path:
+        return finished(tmp_path / dtype, rates=WEAKER if dtype == "nf4" else None, decoding={**ENVIRONMENT["decoding"], "dtype": dtype})
+
+    exact, four_bits = load_run(scored_in("float32")), load_run(scored_in("nf4"))
+    found = compare([exact, four_bits])
+    assert found.differences[1]["phrasing"].verdict == "worse" and found.differences[1]["phrasing"].interval is not None
+    assert ("decoding.dtype", ("float32", "nf4")) in found.environment_changes
+    with pytest.raises(NomoatError, match=r"decoding\.dtype"):
+        compare([exact, load_run(scored_in("bfloat16"))])
+
+
 def test_the_reference_is_the_run_asked_for(tmp_path: Path) -> None:
     strong, weak = finished(tmp_path / "strong"), finished(tmp_path / "weak", rates=WEAKER)
     found = compare([load_run(strong), load_run(weak)], reference=1)
