@@ -9,6 +9,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 WORKERS ?= 2
 TORCH_PIN = $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.lock)
+# What an extra of pyproject.toml names, and not nomoat itself again: it may be in use by another run meanwhile.
+extra = $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
+	| $(PY) -m pip install --quiet --constraint requirements.lock --requirement /dev/stdin
 need = $(if $($(1)),$($(1)),$(error $@ needs $(1), for example: make $@ $(1)=$(2)))
 
 # A file beside a script that is named like a library (data/json.py, say) must not be imported in its place.
@@ -63,11 +66,11 @@ plan: $(READY)
 harness: $(VENV)/.harness
 
 $(VENV)/.harness: $(READY)
-	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[harness]'
+	$(call extra,harness)
 	@touch $@
 
 $(VENV)/.bench: $(READY)
-	$(PY) -m pip install --quiet --constraint requirements.lock --editable '.[bench]'
+	$(call extra,bench)
 	@touch $@
 
 .PHONY: pin  ## Look up what `revision: unpinned` in RECIPE stands for today, and write it there

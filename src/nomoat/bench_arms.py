@@ -39,9 +39,10 @@ def build_arm(name: str, work: BenchWork) -> Arm:
 def _ours(work: BenchWork) -> Arm:
     from nomoat.adapters import attach_adapter
     from nomoat.bases import load_model
+    from nomoat.batches import Rows, mean_loss
     from nomoat.packing import settle_packing
     from nomoat.row_attention import uses_row_attention
-    from nomoat.training import PackedTrainer, Rows, mean_loss, training_arguments
+    from nomoat.training import PackedTrainer, training_arguments
 
     model = load_model(work.files, precision=work.precision, device=work.device)
     rows = work.rows

@@ -10,9 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from nomoat.batches import Rows, mean_loss
 from nomoat.files import canonical_json, read_lines, write_lines
 from nomoat.progress import Bar
-from nomoat.training import PackedTrainer, Rows, check_loss, mean_loss
+from nomoat.training import PackedTrainer, check_loss
 
 
 class MetricsFile:

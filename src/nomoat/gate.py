@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.adapters import weights_of
+from nomoat.batches import Rows, mean_loss
 from nomoat.conversation import Rendered
 from nomoat.files import write_json
-from nomoat.training import Rows, mean_loss
 
 PROBE_ROWS = 2  # whose logits are compared
 LOSS_ROWS = 32  # fixed training rows whose loss must fall

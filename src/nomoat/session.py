@@ -15,6 +15,7 @@ from rich.console import Console
 from nomoat import adapters, bases, gate, meters, prices, reference, runs, starting, whole_model
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
+from nomoat.batches import Rows
 from nomoat.conversation import Conversation
 from nomoat.files import write_atomically, write_json, write_lines
 from nomoat.fitting import Fit, fit
@@ -27,7 +28,6 @@ from nomoat.report import build_report, write_report
 from nomoat.report_view import print_summary, render_html
 from nomoat.row_attention import use_row_attention, uses_row_attention
 from nomoat.scoring import score
-from nomoat.training import Rows
 
 
 @contextmanager

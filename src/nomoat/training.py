@@ -7,7 +7,6 @@ cross-entropy over its labelled tokens divided by their number, whatever the pac
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,69 +18,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from nomoat.adapters import save_adapter
 from nomoat.bases import BaseFiles
-from nomoat.conversation import Rendered
+from nomoat.batches import Rows, labelled, summed_loss
 from nomoat.errors import RunFailed
-from nomoat.losses import summed_cross_entropy
-from nomoat.packing import IGNORED, Plan, packed_batch, padded_batch
+from nomoat.packing import Plan
 from nomoat.recipe import Recipe
-from nomoat.row_attention import layout_for
 
 LEARNING_RATE_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rendered rows and how they are put into batches on this base."""
-
-    train: Sequence[Rendered]
-    validation: Sequence[Rendered]
-    packed: bool
-    pad_id: int
-    pack_tokens: int
-    shared: bool = False  # what the rows of a pack begin with is computed once (row attention only)
-
-    def batches(self, packs: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-        """The forward passes of one step."""
-        return [self.batch([self.train[number] for number in pack]) for pack in packs]
-
-    def batch(self, rows: Sequence[Rendered]) -> dict[str, Any]:
-        """One forward pass over `rows`."""
-        return packed_batch(rows, shared=self.shared, rounded=True) if self.packed else padded_batch(rows, self.pad_id)
-
-
-def summed_loss(model: Any, batch: dict[str, Any]) -> Any:
-    """Cross-entropy summed over the batch's labelled tokens, computed in float32."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-    logits = model(**inputs, **layout_for(model, batch), logits_to_keep=batch["predict_at"], use_cache=False).logits
-    targets = batch["targets"].flatten()
-    return summed_cross_entropy(logits.reshape(len(targets), -1), targets)
-
-
-def labelled(batches: Sequence[dict[str, Any]]) -> int:
-    """Number of labelled tokens."""
-    return sum(int((batch["targets"] != IGNORED).sum()) for batch in batches)
-
-
-def mean_loss(model: Any, rows: Rows, which: Sequence[Rendered]) -> float:
-    """Loss per labelled token over `which`, in nats, without gradients."""
-    import torch
-
-    from nomoat.packing import pack_step
-
-    packs = pack_step(range(len(which)), [row.length for row in which], rows.pack_tokens)
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    with torch.no_grad():
-        for pack in packs:
-            batch = {name: _to(value, model.device) for name, value in rows.batch([which[number] for number in pack]).items()}
-            total += float(summed_loss(model, batch))
-    model.train(was_training)
-    return total / sum(len(row.completion_ids) for row in which)
-
-
-def _to(value: Any, device: Any) -> Any:
-    return value.to(device) if hasattr(value, "to") else value
 
 
 @dataclass
