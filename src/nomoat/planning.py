@@ -46,7 +46,7 @@ class CostPlan:
     def needed(self, phase: str) -> int:
         """Bytes that must fit in a phase; pages of a file are not among them, the system takes them back when it needs to."""
         memory = self.phases[phase]
-        return sum(memory.values()) + self.process_bytes
+        return sum(memory.values()) - memory["file pages"] + self.process_bytes
 
     @property
     def hungriest(self) -> str | None:
