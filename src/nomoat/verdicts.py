@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def word(self) -> Word:
-        """Held where the whole interval lies on the claim's side, failed where it lies on the other (the limit itself counts for both)."""
+        """Held where the whole interval lies on the claim's side, failed where it lies on the other."""
         if self.interval is None and not self.exact:
             return "cannot tell"
         low, high = self.interval or (self.value, self.value)
