@@ -64,7 +64,7 @@ def make(template: Report) -> Make:
                 "adapter": template.adapter.model_copy(
                     update={**adapter, "base_bytes_16bit": 269_030_016, "gate": gate.model_copy(update={"checks": [check]})}
                 ),
-                "provenance": {**template.provenance, "seed": seed, "device": device},
+                "provenance": {**template.provenance, "seed": seed, "device": device, "matrix_gflops": stated.get("gflops", 150.0)},
             }
         )
 
@@ -138,8 +138,17 @@ def test_lora_against_full_fine_tuning(make: Make) -> None:
     assert words("M8", lora=seeds(make, rate=0.82, usd=0.7, seconds=1000.0), full=full) == "cannot tell"
     times = [{"train_seconds": seconds} for seconds in (500.0, 750.0, 1000.0)]
     assert words("M8", lora=seeds(make, *times, usd=None), full=seeds(make, train_seconds=1500.0, usd=None)) == "cannot tell"
-    elsewhere = seeds(make, train_seconds=1500.0, usd=None, device="NVIDIA L4")
-    assert words("M8", lora=seeds(make, usd=None), full=elsewhere) == "cannot tell", "no rate, and two machines"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "said"),
+    [({"device": "NVIDIA L4"}, "different machines"), ({"gflops": 400.0}, "150 to 400 GFLOP/s"), ({"gflops": None}, "not rec")],
+)
+def test_times_of_different_machines_are_not_compared(make: Make, elsewhere: dict[str, Any], said: str) -> None:
+    full, cheap = seeds(make, train_seconds=1500.0, **elsewhere), seeds(make, train_seconds=100.0)
+    for claim, roles in (("M8", {"lora": cheap, "full": full}), ("M11", {"b_on_a": cheap, "lora": full})):
+        found = judge_claim(CLAIM[claim], Evidence(roles))
+        assert found.word == "cannot tell" and said in found.lacking
 
 
 def test_a_stack_and_an_increment(make: Make) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nomoat.claims import CLAIMS, MARGIN, NEW_FAMILIES, Claim
 from nomoat.report_schema import Report
-from nomoat.verdicts import Measured, Word, all_of, by_seed, over_seeds, ratio_over_seeds, score_less
+from nomoat.verdicts import Measured, Word, all_of, by_seed, machines_apart, over_seeds, ratio_over_seeds, score_less
 
 RANKS = {"rank1": 1, "rank4": 4, "lora": 16, "rank64": 64}
 CONSUMER = "GeForce"  # in NVIDIA's names of the GPUs it sells to consumers
@@ -161,12 +161,13 @@ def _dollars(report: Report) -> float | None:
 
 
 def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
-    time = _ratio(evidence, "lora", "full", claim, "time of training", _seconds)
+    score = _not_below(evidence, "lora", "full", claim)
+    apart = machines_apart([*evidence.of("lora"), *evidence.of("full")])
+    time = None if apart else _ratio(evidence, "lora", "full", claim, "time of training", _seconds)
+    if time is None:
+        return _compound(claim, [score], "cannot tell", lacking=apart or "no seed in common")
     money = _ratio(evidence, "lora", "full", claim, "rental of training", _dollars)
-    machines = {str(run.provenance.get("device")) for role in ("lora", "full") for run in evidence.of(role)}
-    parts = [_not_below(evidence, "lora", "full", claim), *(part for part in (time, money) if part is not None)]
-    if time is None or (money is None and len(machines) > 1):
-        return _compound(claim, parts, "cannot tell", lacking="the runs have no rental rate and were made on different machines")
+    parts = [score, time] if money is None else [score, time, money]
     note = "" if money is not None else "without a rate: on one machine money is in proportion to time"
     return _compound(claim, parts, lacking=note)
 
@@ -181,11 +182,10 @@ def _stackable(claim: Claim, evidence: Evidence) -> Finding:
 
 
 def _increment(claim: Claim, evidence: Evidence) -> Finding:
-    score, time = (
-        _not_below(evidence, "b_on_a", "lora", claim),
-        _ratio(evidence, "b_on_a", "lora", claim, "time of training", _seconds),
-    )
-    return _compound(claim, [score], "cannot tell") if time is None else _compound(claim, [score, time])
+    score = _not_below(evidence, "b_on_a", "lora", claim)
+    apart = machines_apart([*evidence.of("b_on_a"), *evidence.of("lora")])
+    time = None if apart else _ratio(evidence, "b_on_a", "lora", claim, "time of training", _seconds)
+    return _compound(claim, [score], "cannot tell", lacking=apart) if time is None else _compound(claim, [score, time])
 
 
 def _sum_of_ranks(claim: Claim, evidence: Evidence) -> Finding:

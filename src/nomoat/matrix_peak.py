@@ -5,15 +5,11 @@ Counted in multiplications and additions (FLOPs) of matrix products alone; norms
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
 from nomoat.bench_work import BenchWork, Step
+from nomoat.matrix_rate import CUBE, rate_of
 from nomoat.packing import common_prefix
-
-CUBE = 2048  # a square product large enough for any processor to be at its best
-SECONDS = 0.25  # for each shape
 
 
 def step_flops(step: Step, shapes: Sequence[tuple[int, int]], head: tuple[int, int], rank: int, *, shared: bool) -> float:
@@ -47,30 +43,4 @@ def linear_shapes(work: BenchWork) -> tuple[list[tuple[int, int]], tuple[int, in
 def best_rate(shapes: Sequence[tuple[int, int]], tokens: int, precision: str, device: str) -> float:
     """FLOPs a second of the fastest `linear` among the step's own shapes (with `tokens` rows) and one of 2048 cubed."""
     every = sorted({*((tokens, inputs, outputs) for inputs, outputs in shapes), (CUBE, CUBE, CUBE)})
-    return max(_rate(*shape, precision, device) for shape in every)
-
-
-def _rate(rows: int, inputs: int, outputs: int, precision: str, device: str) -> float:
-    import torch
-    from torch.nn.functional import linear
-
-    dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
-    x = torch.randn(rows, inputs, dtype=dtype, device=device)
-    weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
-    with torch.inference_mode():
-        linear(x, weight)
-        best = float("inf")
-        end = time.perf_counter() + SECONDS
-        while time.perf_counter() < end:
-            began = time.perf_counter()
-            linear(x, weight)
-            _synchronise(device)
-            best = min(best, time.perf_counter() - began)
-    return 2.0 * rows * inputs * outputs / best
-
-
-def _synchronise(device: Any) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
+    return max(rate_of(*shape, precision, device) for shape in every)

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, gate, meters, prices, reference, runs, starting, whole_model
+from nomoat import adapters, bases, gate, matrix_rate, meters, prices, reference, runs, starting, whole_model
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.batches import Rows
@@ -42,6 +42,8 @@ def open_job(job: Job, runs_dir: Path, console: Console) -> Iterator[Work]:
         ledger = Ledger(run.path / "ledger.jsonl", hardware=hardware, run_id=run.run_id)
         ledger.backdate("fetch", job.fetch_seconds)
         ledger.backdate("start", _process_seconds() - job.fetch_seconds)
+        if not run.resumed:
+            run.record(matrix_gflops=matrix_rate.machine_gflops(job.device.kind))
         yield Work(job, run, ledger, console)
 
 

@@ -15,6 +15,8 @@ from nomoat.paired import NORMAL_95
 from nomoat.report_schema import Interval, Report
 from nomoat.statistics import seeds_estimate
 
+SAME_SPEED = 1.25  # machines whose rates differ by more than this factor are not compared by time
+
 Word = Literal["held", "failed", "cannot tell", "out of reach"]
 
 
@@ -116,3 +118,16 @@ def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm
     ]
     found = tier_difference(rows, "other")
     return (math.nan, None) if found is None else (found.difference, found.interval)
+
+
+def machines_apart(runs: Sequence[Report]) -> str:
+    """Why seconds of these runs may not be set beside each other; empty where they were made on one kind of machine, equally fast."""
+    named = sorted({f"{(run.provenance.get('device') or {}).get('name')} with {run.provenance.get('threads')} threads" for run in runs})
+    if len(named) > 1:
+        return f"the runs were made on different machines: {', '.join(named)}"
+    rates = [float(run.provenance.get("matrix_gflops") or 0.0) for run in runs]
+    if not min(rates):
+        return "how fast their machines were was not recorded"
+    if max(rates) > SAME_SPEED * min(rates):
+        return f"their machines have one name and {min(rates):g} to {max(rates):g} GFLOP/s"
+    return ""

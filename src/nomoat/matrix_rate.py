@@ -1,0 +1,45 @@
+"""How fast this machine multiplies matrices, now: what a processor's name does not tell.
+
+Two servers of one name were seen to differ five times over, and one server with itself by half, depending on what ran beside.
+Counted in multiplications and additions (FLOPs).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+CUBE = 2048  # a square product large enough for any processor to be at its best
+SECONDS = 0.25  # for each shape
+
+
+def machine_gflops(device: str) -> float:
+    """GFLOP/s of a float32 `linear` of 2048 cubed, with the threads that torch has; three digits, about half a second."""
+    return float(f"{rate_of(CUBE, CUBE, CUBE, 'float32', device) / 1e9:.3g}")
+
+
+def rate_of(rows: int, inputs: int, outputs: int, precision: str, device: str) -> float:
+    """FLOPs a second of `linear` with these sizes: the fastest of the calls that a quarter of a second holds."""
+    import torch
+    from torch.nn.functional import linear
+
+    dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
+    x = torch.randn(rows, inputs, dtype=dtype, device=device)
+    weight = torch.randn(outputs, inputs, dtype=dtype, device=device)
+    with torch.inference_mode():
+        linear(x, weight)
+        best = float("inf")
+        end = time.perf_counter() + SECONDS
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            linear(x, weight)
+            _synchronise(device)
+            best = min(best, time.perf_counter() - began)
+    return 2.0 * rows * inputs * outputs / best
+
+
+def _synchronise(device: Any) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
