@@ -1,4 +1,4 @@
-"""Write the tables of README.md and recipes/README.md from the published reports in recipes/reference/.
+"""Write the tables of README.md and recipes/README.md from the published reports in recipes/reference/ and from recipes/memo/memo.json.
 
     python eval/reference.py            # write them
     python eval/reference.py --check    # only say whether they are up to date
@@ -26,12 +26,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     from nomoat import reference
-    from nomoat.files import write_atomically
+    from nomoat.files import read_json, write_atomically
+    from nomoat.memo_page import readme_block
 
     found = reference.published(ROOT / "recipes" / "reference")
     blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_line(one) for one in found.values())])}
     if DEFAULT in found:
         blocks["report"] = reference.report_block(found[DEFAULT])
+    verdict = ROOT / "recipes" / "memo" / "memo.json"
+    if verdict.is_file():
+        blocks["memo"] = readme_block(read_json(verdict))
     stale = []
     for path in (ROOT / "README.md", ROOT / "recipes" / "README.md"):
         old = path.read_text(encoding="utf-8")
@@ -41,7 +45,7 @@ def main() -> int:
             if not arguments.check:
                 write_atomically(path, new)
     if stale and arguments.check:
-        raise RunFailed(f"not what recipes/reference/ says: {', '.join(map(str, stale))}; run `make reference`")
+        raise RunFailed(f"not what the published reports say: {', '.join(map(str, stale))}; run `make reference`")
     print(f"{len(found)} published recipe(s); {'written: ' + ', '.join(map(str, stale)) if stale else 'all tables are up to date'}")
     return 0
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nomoat.claims import CLAIMS
-from nomoat.judges import Evidence, judge, judge_claim
+from nomoat.findings import Evidence
+from nomoat.judges import judge, judge_claim
 from nomoat.report import build_report
 from nomoat.report_schema import CompactRow, Report
 from nomoat.verdicts import Measured, all_of, over_seeds, ratio_over_seeds, score_less
@@ -42,6 +43,7 @@ def make(template: Report) -> Make:
         rates = rate if isinstance(rate, dict) else dict.fromkeys(FAMILIES, rate)
         train = stated.get("train_seconds", 600.0)
         cost = {"seconds": stated.get("seconds", 1500.0), "seconds_by_phase": {"train": train}, "usd": stated.get("usd", 1.0)}
+        cost |= {"usd_as_if": stated.get("as_if"), "usd_as_if_label": "as if rented small.large"}
         cost["peak_memory_bytes"] = stated.get("memory", 6_000_000_000)
         better = template.comparison.tiers["phrasing"].model_copy(update={"verdict": stated.get("few_shot_verdict", "better")})
         comparison = {"verdict": stated.get("verdict", "better"), "primary": "phrasing", "few_shot": {"phrasing": better}}
@@ -192,6 +194,35 @@ def test_what_is_sent_alone(make: Make) -> None:
     assert words("M14", default=seeds(make, bytes=30_000_000)) == "failed"
     assert words("M14", default=seeds(make, differs="0.002")) == "failed"
     assert words("M14", default=seeds(make, differs="")) == "cannot tell"
+
+
+def test_a_price_that_nobody_paid_is_said_to_be_one(make: Make) -> None:
+    found = judge_claim(CLAIM["M4"], Evidence({"default": seeds(make, usd=None, as_if=2.0)}))
+    assert found.word == "held" and found.lacking == "nobody paid this: as if rented small.large"
+    assert judge_claim(CLAIM["M4"], Evidence({"default": seeds(make, usd=None, as_if=200.0)})).word == "failed"
+    unpriced = judge_claim(CLAIM["M4"], Evidence({"default": seeds(make, usd=None, seconds=7200.0)}))
+    assert unpriced.word == "cannot tell" and unpriced.shown[0].value == pytest.approx(50.0), "100 USD in 2 h"
+
+
+def test_what_is_shown_beside_a_verdict_decides_nothing_and_is_there(make: Make) -> None:
+    good, low = seeds(make), {"calendar": 0.1, "edit": 0.9, "route": 0.9, "sql": 0.9}
+    extra = {
+        "noisy50": seeds(make, rate=0.2),
+        "a_plus_b": seeds(make, rate=0.1),
+        "rank1": seeds(make, rate=low),
+        "quarter": (make(rate=0.4),),
+    }
+    roles = {role: good for role in ("default", "lora", "full", "gemma", "a", "b", "b_on_a", "noisy25", "rank4", "rank64")}
+    lora = seeds(make, rate={**dict.fromkeys(FAMILIES, 0.9), "calendar": 0.8})
+    told = {finding.claim.id: finding for finding in judge(Evidence({**roles, **extra, "lora": lora}))}
+    alone = {finding.claim.id: finding.word for finding in judge(Evidence({**roles, "rank1": extra["rank1"], "lora": lora}))}
+    assert {claim: finding.word for claim, finding in told.items()} == alone
+    values = {shown.what: shown.value for finding in told.values() for shown in finding.shown}
+    assert values["score of rank1 less lora on calendar, its lowest family"] == pytest.approx(-0.7)
+    assert values["score of a_plus_b less b on B's families"] == pytest.approx(-0.8)
+    assert values["score of lora less noisy50"] == pytest.approx(0.875 - 0.2)
+    assert "score of quarter" in values
+    assert values["score of default less gemma, both adapted, on the same rows"] == pytest.approx(0.0)
 
 
 def test_without_runs_every_claim_is_open_or_out_of_reach_and_says_why() -> None:

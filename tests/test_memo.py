@@ -17,12 +17,14 @@ from rich.console import Console
 from nomoat import memo_runs
 from nomoat.claims import CLAIMS, claims_sha256
 from nomoat.errors import NomoatError
-from nomoat.memo import gather, verdict
-from nomoat.memo_page import quotable
-from nomoat.memo_view import print_verdict
-from nomoat.report import build_report, write_report
+from nomoat.files import write_json
+from nomoat.judges import BOTH
+from nomoat.memo import RANKS_FILE, SPENT_FILE, gather, verdict
+from nomoat.memo_page import quotable, readme_block
+from nomoat.memo_view import measured_words, print_verdict
+from nomoat.report import build_report, read_report, write_report
 from tests.make_run import RATES, make_run
-from tests.stories import ROOT
+from tests.stories import ROOT, environment, make_workplace
 
 GOOD, BAD = 0.9, 0.1
 
@@ -32,7 +34,9 @@ def publish(root: Path, name: str, *, seed: int, rate: float = GOOD, table: str 
     rates = {**RATES, "adapter": (rate, rate, 0.1, 0.75)}
     run_dir = make_run(root / "runs" / f"{name}-{seed}-{rate}", seed=seed, per_family=40, rates=rates)
     environment = json.loads((run_dir / "environment.json").read_text())
-    (run_dir / "environment.json").write_text(json.dumps({**environment, "seed": seed, "claims_sha256": table or claims_sha256()}))
+    rate = {"usd_per_hour": 0.5, "source": "a test", "date": "2026-03-10"}
+    facts = {**environment, "seed": seed, "claims_sha256": table or claims_sha256(), "rate": rate}
+    (run_dir / "environment.json").write_text(json.dumps(facts))
     folder = root / "recipes" / ("reference" if name.startswith("smollm2-135m") else "memo/reports")
     folder.mkdir(parents=True, exist_ok=True)
     write_report(build_report(run_dir), folder / f"{name}.json")
@@ -113,6 +117,16 @@ def test_the_paragraph_says_no_more_than_the_verdicts(root: Path) -> None:
     assert f"by {sum(map(len, found['runs'].values()))} runs of tiny on 2-core CPU" in said
 
 
+def test_the_readmes_section_has_a_line_a_claim_and_its_table_is_whole(root: Path) -> None:
+    found = verdict(gather(root))
+    paragraph, _, table = readme_block(found).partition("\n\n")
+    assert paragraph == quotable(found)
+    lines = table.splitlines()[2:]
+    for claim, line in zip(found["claims"], lines, strict=True):
+        assert line.startswith(f"| {claim['id']} | **{claim['verdict']}** |") and line.count(" | ") == 3, line
+        assert not claim["measured"] or measured_words(claim["measured"][0]) in line
+
+
 def test_a_report_made_under_another_table_is_refused(root: Path) -> None:
     publish(root, "rank1.seed0", seed=0, table="f" * 64)
     with pytest.raises(NomoatError, match=r"rank1\.seed0-0-0\.9 was made under another table of claims \(ffffffffffff\)"):
@@ -151,4 +165,60 @@ def test_what_is_missing_is_made_a_seed_of_everything_at_a_time(root: Path) -> N
     assert [one.seed for one in planned] == sorted(one.seed for one in planned)
     order = [one.role for one in planned if one.seed == 0]
     assert order.index("a") < order.index("b_on_a")
-    assert {path.stem for path in (ROOT / "recipes" / "memo").glob("*.yaml")} == set(memo_runs.ROLES)
+    assert order.index("b_on_a") < order.index(BOTH)
+    assert {path.stem for path in (ROOT / "recipes" / "memo").glob("*.yaml")} == set(memo_runs.ROLES) - {BOTH}, "a sum has no recipe"
+
+
+def test_ranks_are_of_the_adapters_that_the_reports_are_of(root: Path) -> None:
+    reports = [read_report(publish(root, f"{role}.seed0", seed=seed)) for seed, role in enumerate("ab")]
+    assert all(report.adapter.sha256 for report in reports)
+    known = {f"{role}_sha256": report.adapter.sha256 for role, report in zip("ab", reports, strict=True)}
+    modules = [{"module": str(n), "a": 16, "b": 16, "sum": 32 if n else 16} for n in range(10)]
+    path = root / "recipes" / "memo" / "reports" / RANKS_FILE
+    write_json(path, {**known, "modules": modules})
+    found = {claim["id"]: claim for claim in verdict(gather(root))["claims"]}["M10"]
+    assert found["verdict"] == "held" and found["measured"][0]["value"] == 0.9
+    write_json(path, {**known, "b_sha256": "0" * 64, "modules": modules})
+    with pytest.raises(NomoatError, match="an adapter 000000000000 that no report of b is of"):
+        gather(root)
+
+
+def test_money_spent_on_runs_without_a_report_is_counted(root: Path) -> None:
+    def total() -> dict[str, Any]:
+        return {claim["id"]: claim for claim in verdict(gather(root))["claims"]}["M18"]
+
+    before = total()
+    path = root / "recipes" / "memo" / "reports" / SPENT_FILE
+    published = [run["run"] for runs in verdict(gather(root))["runs"].values() for run in runs]
+    write_json(path, [{"run": name, "seconds": 9.0, "usd": 400.0} for name in published])
+    assert total() == before, "a run with a report counts once, by its report"
+    write_json(path, [{"run": "lora-broken-off", "seconds": 9.0, "usd": 400.0}])
+    assert before["verdict"] == "held" and total()["verdict"] == "failed"
+    assert total()["measured"][0]["value"] == pytest.approx(before["measured"][0]["value"] + 400.0)
+    write_json(path, [{"run": "lora-broken-off", "seconds": 9.0, "usd": None}])
+    assert total()["verdict"] == "cannot tell" and "have no rental rate" in total()["lacking"]
+
+
+def test_two_runs_are_added_scored_and_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_workplace(tmp_path / "root")
+    memo_folder = folder / "recipes" / "memo"
+    memo_folder.mkdir(parents=True)
+    for role in "ab":
+        files = "base: {path: ../../model}\ndata: {rows: ../../rows.jsonl}\n"
+        (memo_folder / f"{role}.yaml").write_text(f"extends: ../../tiny.yaml\n{files}train: {{max_steps: {4 if role == 'a' else 5}}}\n")
+    for script in ("train", "eval"):
+        (folder / script).symlink_to(ROOT / script)
+    for key, value in environment(folder).items():
+        monkeypatch.setenv(key, value)
+    made, rate = folder / "runs", ["hardware.rate.usd_per_hour=36", "hardware.rate.source=a test", "hardware.rate.date=2026-03-10"]
+    for role in ("a", "b", BOTH):
+        planned = memo_runs.Planned(role, 0, memo_folder / "reports" / f"{role}.seed0.json")
+        memo_runs.make(planned, folder, made, rate, Console(file=io.StringIO()))
+    found = gather(folder)
+    assert set(found.runs) == {"a", "b", BOTH} and found.higher_rank is not None and found.higher_rank[1] > 4
+    added = found.of(BOTH)[0]
+    assert added.adapter.rank == 32 and added.provenance["scored_from"]["foreign"]
+    assert {one.run for one in found.spent} == {report.run for reports in found.runs.values() for report in reports}
+    assert all(one.usd == pytest.approx(one.seconds / 100) for one in found.spent)
+    told = {claim["id"]: claim for claim in verdict(found)["claims"]}
+    assert told["M10"]["measured"][0]["exact"] and told["M9"]["lacking"] == "no run of b_on_a"

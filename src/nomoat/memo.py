@@ -6,36 +6,47 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nomoat.claims import claims_sha256
+from nomoat.claims import TIER, claims_sha256
 from nomoat.comparing import obstacles_between
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, sha256_of
-from nomoat.judges import Evidence, Finding, judge, judge_claim
-from nomoat.reference import published
+from nomoat.findings import Evidence, Finding, Spent, rental
+from nomoat.judges import judge, judge_claim
+from nomoat.reference import Published, published
 from nomoat.report import read_report
 from nomoat.report_schema import Report
 
-DEFAULT = "smollm2-135m"  # the recipe whose published runs are the role `default`
+DEFAULT, LARGER = "smollm2-135m", "gemma-3-270m"  # recipes whose published runs are the roles `default` and `gemma`
 RANKS_FILE = "ranks.json"  # for M10: ranks of two updates and of their sum, module by module
+SPENT_FILE = "spent.json"  # for M18: what each of the memo's runs took, those without a report too
 
 
 def gather(root: Path) -> Evidence:
-    """The published runs of the default recipe, and `recipes/memo/reports/<role>.seed<n>.json`; each is checked as it is read.
+    """The published runs of the default recipe and of the larger base, and `recipes/memo/reports/<role>.seed<n>.json`.
 
+    Each is checked as it is read.
     NomoatError for a report whose numbers do not follow from its rows, that was made under another table of claims, or that was not
     asked what the others were.
     """
-    runs: dict[str, tuple[Report, ...]] = {}
-    defaults = published(root / "recipes" / "reference").get(DEFAULT)
-    if defaults is not None:
-        runs["default"] = defaults.seeds
+    runs = _published(published(root / "recipes" / "reference"))
     folder = root / "recipes" / "memo" / "reports"
     for path in sorted(folder.glob("*.seed*.json")):
         role = path.name.partition(".")[0]
         runs[role] = (*runs.get(role, ()), read_report(path))
     _check(runs)
-    ranks = folder / RANKS_FILE
-    return Evidence(runs, _higher_ranks(read_json(ranks)) if ranks.is_file() else None)
+    ranks, spent = folder / RANKS_FILE, folder / SPENT_FILE
+    return Evidence(
+        runs,
+        _higher_ranks(read_json(ranks), runs) if ranks.is_file() else None,
+        tuple(Spent(**one) for one in read_json(spent)) if spent.is_file() else (),
+    )
+
+
+def _published(found: dict[str, Published]) -> dict[str, tuple[Report, ...]]:
+    default, larger = found.get(DEFAULT), found.get(LARGER)
+    runs = {"default": default.seeds if default else (), "gemma": larger.seeds if larger else ()}
+    runs["quarter"] = (default.quarter,) if default and default.quarter else ()
+    return {role: reports for role, reports in runs.items() if reports}
 
 
 def _check(runs: dict[str, tuple[Report, ...]]) -> None:
@@ -50,9 +61,13 @@ def _check(runs: dict[str, tuple[Report, ...]]) -> None:
             raise NomoatError(f"{report.run} cannot be judged beside {every[0].run}: {'; '.join(obstacles)}")
 
 
-def _higher_ranks(modules: list[dict[str, int]]) -> tuple[int, int]:
-    """Of how many modules the sum's rank is higher than both summands', of how many."""
-    return sum(one["sum"] > max(one["a"], one["b"]) for one in modules), len(modules)
+def _higher_ranks(found: dict[str, Any], runs: dict[str, tuple[Report, ...]]) -> tuple[int, int]:
+    """Of how many modules the sum's rank is higher than both summands', of how many; NomoatError where it is of other adapters."""
+    for role in ("a", "b"):
+        known = {report.adapter.sha256 for report in runs.get(role, ())}
+        if found[f"{role}_sha256"] not in known:
+            raise NomoatError(f"{RANKS_FILE} was computed from an adapter {found[f'{role}_sha256'][:12]} that no report of {role} is of")
+    return sum(one["sum"] > max(one["a"], one["b"]) for one in found["modules"]), len(found["modules"])
 
 
 def verdict(evidence: Evidence) -> dict[str, Any]:
@@ -61,7 +76,19 @@ def verdict(evidence: Evidence) -> dict[str, Any]:
         "claims_sha256": claims_sha256(),
         "runs": {role: [_run(report) for report in reports] for role, reports in sorted(evidence.runs.items())},
         "claims": [_finding(finding, evidence) for finding in judge(evidence)],
+        "curve": [point for role in ("quarter", "lora", "default") for point in _points(evidence.of(role))],
     }
+
+
+def _points(runs: tuple[Report, ...]) -> list[dict[str, Any]]:
+    """One point a run of the learning curve over rows: what was trained on, what it cost, what it scored."""
+    points = []
+    for report in runs:
+        score = report.arms["adapter"].tiers.get(TIER)
+        if score is not None and report.data.train is not None:
+            spent = {"rows": report.data.train.rows, "seconds": report.cost.seconds, "usd": rental(report.cost)}
+            points.append({**spent, "score": score.score, "interval": score.interval, "seed": report.provenance.get("seed")})
+    return points
 
 
 def _run(report: Report) -> dict[str, Any]:
@@ -87,6 +114,7 @@ def _finding(finding: Finding, evidence: Evidence) -> dict[str, Any]:
         "limits": claim.limits,
         "verdict": finding.word,
         "measured": [{**asdict(one), "verdict": one.word, "times_the_data": one.times_the_data} for one in finding.measured],
+        "shown": [asdict(one) for one in finding.shown],
         "lacking": finding.lacking,
         "changed_after_looking": None if before is None else {"limits": before, "verdict": as_it_stood},
         "seeds": min(seeds, default=0),

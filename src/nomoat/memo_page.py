@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nomoat.memo_view import counts_words, measured_words, shown
+from nomoat.memo_view import counts_words, measured_words, shown, shown_words
 from nomoat.plots import COLOURS, NARROW, WIDE, drawn
 from nomoat.published_results import results_for
 from nomoat.report_page import page_environment
@@ -29,6 +29,8 @@ def render_memo(found: dict[str, Any]) -> str:
         .render(
             found=found,
             charts=charts,
+            curve=[Markup(curve_chart(found["curve"], width=width)) for width in (WIDE, NARROW)] if found["curve"] else [],
+            shown_words=shown_words,
             tones=TONES,
             counts=counts_words(found),
             paragraph=quotable(found),
@@ -75,6 +77,43 @@ def _one_row(axes: Axes, one: dict[str, Any], height: int) -> None:
 def _label(one: dict[str, Any], width: float) -> str:
     words = one["what"] if width >= WIDE or len(one["what"]) < 24 else one["what"][:22] + "…"
     return f"{words}\n{shown(one['value'], one['unit'])}"
+
+
+def curve_chart(points: list[dict[str, Any]], *, width: float) -> str:
+    """Score against training rows, a point a run with its interval; beside the first run of each size, what it took."""
+
+    def draw(axes: Axes) -> None:
+        sizes = sorted({point["rows"] for point in points})
+        for point in points:
+            low, high = point["interval"] or (point["score"], point["score"])
+            axes.plot((point["rows"], point["rows"]), (low, high), color=COLOURS["adapter"], linewidth=1.6, alpha=0.6)
+            axes.plot(point["rows"], point["score"], "o", color=COLOURS["adapter"], markersize=6)
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(sizes, [_size_label(points, size) for size in sizes])
+        axes.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("score, unseen phrasings")
+
+    said = "; ".join(f"{point['rows']} rows: {point['score']:.2f}" for point in points)
+    return drawn(draw, width, 2.6, "curve", f"Score against training rows. {said}.")
+
+
+def _size_label(points: list[dict[str, Any]], size: int) -> str:
+    first = next(point for point in points if point["rows"] == size)
+    money = "" if first["usd"] is None else f"\n{shown(first['usd'], 'USD')}"
+    return f"{size:,} rows\n{shown(first['seconds'], 's')}{money}"
+
+
+def readme_block(found: dict[str, Any]) -> str:
+    """The README's section in Markdown: the quotable paragraph, and a line a claim with the first number that it rests on."""
+    lines = ["| | verdict | the memo's words | measured |", "|---|---|---|---|"]
+    for claim in found["claims"]:
+        rests_on = measured_words(claim["measured"][0]) if claim["measured"] else claim["lacking"]
+        further = len(claim["measured"]) - 1
+        more = f" (and {further} more)" if further > 0 else ""
+        lines.append(f"| {claim['id']} | **{claim['verdict']}** | {claim['quote']} | {rests_on}{more} |")
+    return "\n".join([quotable(found), "", *lines])
 
 
 def quotable(found: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ def print_verdict(found: dict[str, Any], console: Console) -> None:
         console.print(line, soft_wrap=True)
         for one in claim["measured"]:
             console.print(f"       {measured_words(one)}", highlight=False, soft_wrap=True)
+        for one in claim["shown"]:
+            console.print(f"       beside it: {shown_words(one)}", highlight=False, soft_wrap=True)
         if claim["lacking"]:
             console.print(f"       {claim['lacking']}", highlight=False, soft_wrap=True)
         if claim["changed_after_looking"]:
@@ -40,6 +42,12 @@ def measured_words(one: dict[str, Any]) -> str:
     more = one["times_the_data"]
     takes = "" if more is None or more > 1e4 else f"; {max(more, 1.0):.1f} times the rows or seeds might tell"
     return f"{one['what']}: {value} ({sure}{seeds}); the claim needs {SIDES[one['above']]} {limit}: {one['verdict']}{takes}"
+
+
+def shown_words(one: dict[str, Any]) -> str:
+    """A value that decides nothing, with its interval where it has one."""
+    sure = "" if one["interval"] is None else f" [{', '.join(shown(end, one['unit']) for end in one['interval'])}]"
+    return f"{one['what']}: {shown(one['value'], one['unit'])}{sure}, {'one seed' if one['seeds'] == 1 else str(one['seeds']) + ' seeds'}"
 
 
 def shown(number: float, unit: str) -> str:

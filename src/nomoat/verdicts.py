@@ -93,14 +93,18 @@ def seed_of(report: Report) -> int:
 
 
 def score_less(
-    pairs: Sequence[tuple[Report, Report]], *, families: Callable[[str], bool] = lambda name: True, other_arm: str = "adapter"
+    pairs: Sequence[tuple[Report, Report]],
+    *,
+    families: Callable[[str], bool] = lambda name: True,
+    other_arm: str = "adapter",
+    tier: str = TIER,
 ) -> tuple[float, Interval | None]:
-    """Score of each pair's first run less that of its second (of its `other_arm`), on the judged tier, over seeds.
+    """Score of each pair's first run less that of its second (of its `other_arm`), on one tier, over seeds.
 
     Rows are paired within a seed; the seeds' spread and the groups' error, which seeds share, are joined as for any several seeds.
     Without a pair, or where groups are too few for an interval, the difference has none.
     """
-    found = [_less(one, other, families, other_arm) for one, other in pairs]
+    found = [_less(one, other, families, other_arm, tier) for one, other in pairs]
     known = [(difference, interval) for difference, interval in found if interval is not None]
     if not known or len(known) < len(found):
         return (float(np.mean([difference for difference, _ in found])) if found else math.nan), None
@@ -109,12 +113,12 @@ def score_less(
     return joined.difference, joined.interval
 
 
-def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm: str) -> tuple[float, Interval | None]:
+def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm: str, tier: str) -> tuple[float, Interval | None]:
     theirs = {row[0]: row[4].get(other_arm) for row in other.rows}
     rows = [
         (*row[:4], {"adapter": row[4].get("adapter"), "other": theirs.get(row[0])})
         for row in one.rows
-        if row[1] == TIER and families(row[2])
+        if row[1] == tier and families(row[2])
     ]
     found = tier_difference(rows, "other")
     return (math.nan, None) if found is None else (found.difference, found.interval)
