@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.tiny import make_base, write_user_rows
+from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
@@ -40,7 +41,9 @@ def command(script: str, *words: str) -> list[str]:
 
 
 def run(folder: Path, script: str, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end in `folder`."""
+    """Run a script to its end in `folder`; in a fresh interpreter where `extra` changes the environment."""
+    if not extra:
+        return run_warm(command(script, *words)[1:], folder, environment(folder), 600)
     return subprocess.run(
         command(script, *words), cwd=folder, env=environment(folder, **extra), capture_output=True, text=True, timeout=600
     )

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from nomoat.report import build_report, write_report
 from nomoat.report_schema import Report
 from nomoat.sources import Base
 from nomoat.statistics import holm
+from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parent.parent
 WEAKER = {"adapter": (0.3, 0.2, 0.1, 0.75)}
@@ -38,9 +38,7 @@ def finished(run_dir: Path, **changes: Any) -> Path:
 
 
 def run_script(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "eval" / "compare.py"), *map(str, words)]
-    environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return run_warm([str(ROOT / "eval" / "compare.py"), *map(str, words)], cwd, {**os.environ, "COLUMNS": "80"}, 120)
 
 
 def printed(*run_dirs: Path, force: bool = False) -> str:

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import subprocess
-import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from nomoat import memo_runs
 from nomoat.claims import CLAIMS, claims_sha256
 from nomoat.errors import NomoatError
 from nomoat.files import write_json
+from nomoat.findings import Spent
 from nomoat.judges import BOTH
 from nomoat.memo import RANKS_FILE, SPENT_FILE, gather, verdict
 from nomoat.memo_page import quotable, readme_block
 from nomoat.memo_view import measured_words, print_verdict
 from nomoat.report import build_report, read_report, write_report
 from tests.make_run import RATES, make_run
-from tests.stories import ROOT, environment, make_workplace
+from tests.stories import ROOT, environment, make_workplace, run
 
 GOOD, BAD = 0.9, 0.1
 
@@ -66,8 +67,7 @@ def words(root: Path) -> dict[str, Any]:
 
 
 def memo(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "eval" / "memo.py"), f"--root={root}", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run(root, "eval/memo.py", f"--root={root}", *options)
 
 
 def test_the_same_reports_give_the_same_bytes_and_a_line_a_claim(root: Path) -> None:
@@ -134,8 +134,6 @@ def test_a_report_made_under_another_table_is_refused(root: Path) -> None:
 
 
 def test_a_threshold_changed_after_looking_is_shown_with_both_verdicts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     from nomoat import claims, judges
 
     first = claims.CLAIMS[0]
@@ -184,21 +182,24 @@ def test_ranks_are_of_the_adapters_that_the_reports_are_of(root: Path) -> None:
 
 
 def test_money_spent_on_runs_without_a_report_is_counted(root: Path) -> None:
-    def total() -> dict[str, Any]:
-        return {claim["id"]: claim for claim in verdict(gather(root))["claims"]}["M18"]
+    known = gather(root)
+    reported = tuple(Spent(report.run, 9.0, 400.0) for reports in known.runs.values() for report in reports)
+
+    def total(*spent: Spent) -> dict[str, Any]:
+        return {claim["id"]: claim for claim in verdict(replace(known, spent=spent))["claims"]}["M18"]
 
     before = total()
-    path = root / "recipes" / "memo" / "reports" / SPENT_FILE
-    published = [run["run"] for runs in verdict(gather(root))["runs"].values() for run in runs]
-    write_json(path, [{"run": name, "seconds": 9.0, "usd": 400.0} for name in published])
-    assert total() == before, "a run with a report counts once, by its report"
-    write_json(path, [{"run": "lora-broken-off", "seconds": 9.0, "usd": 400.0}])
-    assert before["verdict"] == "held" and total()["verdict"] == "failed"
-    assert total()["measured"][0]["value"] == pytest.approx(before["measured"][0]["value"] + 400.0)
-    write_json(path, [{"run": "lora-broken-off", "seconds": 9.0, "usd": None}])
-    assert total()["verdict"] == "cannot tell" and "have no rental rate" in total()["lacking"]
+    assert before["verdict"] == "held" and total(*reported) == before, "a run with a report counts once, by its report"
+    broken_off = Spent("lora-broken-off", 9.0, 400.0)
+    assert total(broken_off)["verdict"] == "failed"
+    assert total(broken_off)["measured"][0]["value"] == pytest.approx(before["measured"][0]["value"] + 400.0)
+    unpriced = total(replace(broken_off, usd=None))
+    assert unpriced["verdict"] == "cannot tell" and "have no rental rate" in unpriced["lacking"]
+    write_json(root / "recipes" / "memo" / "reports" / SPENT_FILE, [asdict(broken_off)])
+    assert gather(root).spent == (broken_off,)
 
 
+@pytest.mark.slow
 def test_two_runs_are_added_scored_and_paid_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_workplace(tmp_path / "root")
     memo_folder = folder / "recipes" / "memo"

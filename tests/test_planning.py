@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from nomoat.recipe import Lora, Recipe
 from nomoat.recipe_file import load_recipe
 from nomoat.row_attention import uses_row_attention
 from tests.local_hub import serve
-from tests.stories import RECIPE, ROOT, environment, make_workplace
+from tests.stories import RECIPE, ROOT, make_workplace, run
 from tests.tiny import SIZES, make_base, make_rows, write_user_rows
 
 TOLERANCE = 0.025  # of what a real step holds; some kernels (dropout in bfloat16) take a little for themselves
@@ -170,8 +169,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(
 
 
 def plan_script(folder: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train" / "plan.py"), *words]
-    return subprocess.run(command, cwd=folder, env=environment(folder, **extra), capture_output=True, text=True, timeout=300)
+    return run(folder, "train/plan.py", *words, **extra)
 
 
 def is_one_line(stderr: str) -> bool:
