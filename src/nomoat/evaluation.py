@@ -16,6 +16,7 @@ from nomoat.bases import BaseFiles
 from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
 from nomoat.files import cache_folder, read_lines, sha256_of, write_lines
+from nomoat.free_memory import trim
 from nomoat.generation import Generator, batch_plan
 from nomoat.recipe import Eval
 from nomoat.rows import Row
@@ -82,6 +83,7 @@ def score_arm(
             for number, answer, likelihood in zip(batch, answers, likelihoods, strict=True):
                 text = conversation.decode(list(answer.ids))
                 records[number] = _record(arm.rows[number], text, answer.stopped, len(answer.ids), likelihood)
+            trim()
             on_rows(len(batch))
     return [record for record in records if record is not None]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from nomoat import adapters, bases, devices
+from nomoat import adapters, bases, devices, free_memory
 from nomoat.allocations import AllocationRecord
 from nomoat.bases import BaseFiles
 from nomoat.batches import Rows
@@ -126,7 +126,7 @@ class _Whole:
 
     def __init__(self, device: str) -> None:
         self.device, self.meter = device, MemoryMeter()
-        _give_back_free_memory()
+        free_memory.give_back()
         self.restart()
         self.before = self._read()
 
@@ -144,18 +144,6 @@ class _Whole:
 
             return int(torch.cuda.max_memory_allocated())
         return self.meter.peak_resident_bytes()
-
-
-def _give_back_free_memory() -> None:
-    """Memory that is free but still resident would hide as much of what is used later on (where the C library is glibc)."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 class _Steps(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat import adapters, bases, gate, matrix_rate, meters, prices, reference, runs, starting, whole_model
+from nomoat import adapters, bases, free_memory, gate, matrix_rate, meters, prices, reference, runs, starting, whole_model
 from nomoat.arms import Arms
 from nomoat.baselines import baselines
 from nomoat.batches import Rows
@@ -136,6 +135,7 @@ class Work:
     def prove_adapter(self, model: Any, rows: Rows) -> gate.Gate:
         """The saved adapter in a fresh base, against what training left in memory."""
         with self.ledger.segment("gate"):
+            free_memory.give_back()
             base = self._load(self.job.precision)
             checks = gate.check_tensors(self.folder / "adapter", self._start(base))
             if all(check.passed for check in checks):
@@ -156,7 +156,7 @@ class Work:
 
     def score_arms(self, found: gate.Gate) -> gate.Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
-        gc.collect()  # the trainer refers to itself and holds the trained model: 0.3 GB that scoring needs
+        free_memory.give_back()
         arms = Arms(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
         arms.load()
         records = {arm.name: arms.score(arm) for arm in arms.list}
