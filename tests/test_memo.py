@@ -127,6 +127,17 @@ def test_the_readmes_section_has_a_line_a_claim_and_its_table_is_whole(root: Pat
         assert not claim["measured"] or measured_words(claim["measured"][0]) in line
 
 
+def test_what_no_row_tells_is_null_and_said_to_be_unknown(root: Path) -> None:
+    for role in ("a", "b", "b_on_a"):
+        publish(root, f"{role}.seed0", seed=0)
+    done = memo(root)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((root / "recipes" / "memo" / "memo.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    stacked = {claim["id"]: claim for claim in found["claims"]}["M9"]
+    assert [one["value"] for one in stacked["measured"]][1] is None, "the made-up rows have no family that counts as new"
+    assert "score of b_on_a less b on B's families: not known" in done.stdout
+
+
 def test_a_report_made_under_another_table_is_refused(root: Path) -> None:
     publish(root, "rank1.seed0", seed=0, table="f" * 64)
     with pytest.raises(NomoatError, match=r"rank1\.seed0-0-0\.9 was made under another table of claims \(ffffffffffff\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from nomoat.claims import TIER, claims_sha256
 from nomoat.comparing import obstacles_between
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, sha256_of
-from nomoat.findings import Evidence, Finding, Spent, rental
+from nomoat.findings import Evidence, Finding, Shown, Spent, rental
 from nomoat.judges import judge, judge_claim
 from nomoat.reference import Published, published
 from nomoat.report import read_report
 from nomoat.report_schema import Report
+from nomoat.verdicts import Measured
 
 DEFAULT, LARGER = "smollm2-135m", "gemma-3-270m"  # recipes whose published runs are the roles `default` and `gemma`
 RANKS_FILE = "ranks.json"  # for M10: ranks of two updates and of their sum, module by module
@@ -102,6 +104,11 @@ def _run(report: Report) -> dict[str, Any]:
     }
 
 
+def _plain(one: Measured | Shown) -> dict[str, Any]:
+    """Its fields; a value that could not be computed (no rows in common, say) is null, since JSON has no NaN."""
+    return {**asdict(one), "value": None if math.isnan(one.value) else one.value}
+
+
 def _finding(finding: Finding, evidence: Evidence) -> dict[str, Any]:
     claim = finding.claim
     before = claim.looked_at
@@ -113,8 +120,8 @@ def _finding(finding: Finding, evidence: Evidence) -> dict[str, Any]:
         "rule": claim.rule,
         "limits": claim.limits,
         "verdict": finding.word,
-        "measured": [{**asdict(one), "verdict": one.word, "times_the_data": one.times_the_data} for one in finding.measured],
-        "shown": [asdict(one) for one in finding.shown],
+        "measured": [{**_plain(one), "verdict": one.word, "times_the_data": one.times_the_data} for one in finding.measured],
+        "shown": [_plain(one) for one in finding.shown],
         "lacking": finding.lacking,
         "changed_after_looking": None if before is None else {"limits": before, "verdict": as_it_stood},
         "seeds": min(seeds, default=0),

@@ -20,7 +20,7 @@ def render_memo(found: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     charts = {
-        claim["id"]: [Markup(claim_chart(claim, width=width)) for width in (WIDE, NARROW)] if claim["measured"] else []
+        claim["id"]: [Markup(claim_chart(claim, width=width)) for width in (WIDE, NARROW)] if _known(claim) else []
         for claim in found["claims"]
     }
     return (
@@ -40,9 +40,13 @@ def render_memo(found: dict[str, Any]) -> str:
     )
 
 
+def _known(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in claim["measured"] if one["value"] is not None]
+
+
 def claim_chart(claim: dict[str, Any], *, width: float) -> str:
     """Each measured value with its interval as a multiple of its threshold's distance from none, the claim's side shaded."""
-    rows = claim["measured"]
+    rows = _known(claim)
 
     def draw(axes: Axes) -> None:
         for height, one in enumerate(reversed(rows)):

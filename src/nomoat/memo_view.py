@@ -40,8 +40,12 @@ def measured_words(one: dict[str, Any]) -> str:
     sure = "exact" if one["exact"] else "no interval" if low_high is None else f"[{', '.join(shown(end, one['unit']) for end in low_high)}]"
     seeds = "" if one["exact"] else ", one seed" if one["seeds"] == 1 else f", {one['seeds']} seeds"
     more = one["times_the_data"]
-    takes = "" if more is None or more > 1e4 else f"; {max(more, 1.0):.1f} times the rows or seeds might tell"
+    takes = "" if more is None or more > 1e4 else f"; {_times(more)} times the rows or seeds might tell"
     return f"{one['what']}: {value} ({sure}{seeds}); the claim needs {SIDES[one['above']]} {limit}: {one['verdict']}{takes}"
+
+
+def _times(more: float) -> str:
+    return f"{more:,.0f}" if more >= 10 else f"{max(more, 1.0):.1f}"
 
 
 def shown_words(one: dict[str, Any]) -> str:
@@ -50,8 +54,10 @@ def shown_words(one: dict[str, Any]) -> str:
     return f"{one['what']}: {shown(one['value'], one['unit'])}{sure}, {'one seed' if one['seeds'] == 1 else str(one['seeds']) + ' seeds'}"
 
 
-def shown(number: float, unit: str) -> str:
+def shown(number: float | None, unit: str) -> str:
     """A number with its unit, as the reports write it."""
+    if number is None:
+        return "not known"
     if unit == "s":
         return wording.duration(number)
     if unit == "bytes":
