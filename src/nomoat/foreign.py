@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nomoat import hub_files
 from nomoat.adapters import CONFIG, WEIGHTS, AdapterSize, adapter_facts, adapter_tensors, weights_of
 from nomoat.bases import BaseFiles
 from nomoat.errors import NomoatError
@@ -41,14 +42,7 @@ def _from_hub(source: str) -> Path:
     named = HUB_ID.fullmatch(source)
     if named is None:
         raise NomoatError(f"adapter {source}: neither a folder nor a hub id with its revision, owner/name@<40 hex digits of a commit>")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(named["name"], revision=named["revision"], allow_patterns=list(KEPT)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise NomoatError(f"adapter {source} could not be fetched ({reason}). Check the name, the revision and the network") from None
+    return hub_files.fetch(f"adapter {named['name']}", named["name"], named["revision"], KEPT)
 
 
 def lora_of(folder: Path) -> Lora:

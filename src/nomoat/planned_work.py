@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nomoat import bases
+from nomoat import bases, hub_files
 from nomoat.bases import BaseFiles
 from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation, Rendered
@@ -45,21 +45,12 @@ def _of_folder(base: Base) -> BaseFiles:
 
 
 def _of_hub(base: Base) -> tuple[BaseFiles, list[str]]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     pinned = base.revision != "unpinned"
-    revision = base.revision if pinned else "main"
-    try:
-        folder = Path(snapshot_download(str(base.hub), revision=revision, allow_patterns=list(CONFIGURATION)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise NomoatError(
-            f"base.hub: the configuration of {base.hub} at {str(revision)[:12]} could not be fetched ({reason}). Check the name, the "
-            "revision, the network and, for a gated model, your login; without a hub use base.path or the default recipe"
-        ) from None
+    revision = str(base.revision) if pinned else "main"
+    what = f"base.hub: the configuration of {base.hub}"
+    folder = hub_files.fetch(what, str(base.hub), revision, CONFIGURATION, otherwise=bases.WITHOUT_A_HUB)
     if not (folder / "config.json").is_file():
-        raise NomoatError(f"base.hub: {base.hub} at {str(revision)[:12]} has no config.json: not a model that transformers loads")
+        raise NomoatError(f"base.hub: {base.hub} at {revision[:12]} has no config.json: not a model that transformers loads")
     said = [] if pinned else [f"base.revision is unpinned: planned with what branch main of {base.hub} says today"]
     return BaseFiles(folder, str(base.hub), {"source": "hub", "revision": base.revision}), said
 
