@@ -42,9 +42,9 @@ compare: $(READY)
 	$(PY) eval/compare.py $(RUNS) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(FORCE),--force) \
 		$(if $(FAIL_ON_REGRESSION),--fail-on-regression) $(SET)
 
-.PHONY: memo  ## Judge the memo's claims from the published reports; MISSING=1 first makes the runs that they lack (hours)
+.PHONY: memo  ## Judge the memo's claims from the published reports; MISSING=1 (or MISSING=lora,full) first makes runs that they lack (hours)
 memo: $(READY)
-	$(PY) eval/memo.py $(if $(MISSING),--missing) $(SET)
+	$(PY) eval/memo.py $(if $(MISSING),--missing) $(if $(filter-out 1,$(MISSING)),--roles $(MISSING)) $(SET)
 
 .PHONY: reference  ## Write the tables of the READMEs from the reports in recipes/reference/
 reference: $(READY)

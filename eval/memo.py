@@ -2,7 +2,8 @@
 
     python eval/memo.py                     what the reports that are there say
     python eval/memo.py --missing           make the missing runs first (hours; stop it with Ctrl-C, the same command goes on)
-    make memo                               the same through make; MISSING=1 for --missing
+    python eval/memo.py --missing --roles lora,rank1       only those, so that several machines or cores can share the work
+    make memo                               the same through make; MISSING=1 for --missing, or MISSING=lora,rank1
 
 Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json and memo.html. The rules and
 thresholds stand in src/nomoat/claims.py and were fixed before the runs; a report made under other ones is refused.
@@ -25,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="section.key=value", help="changes to the missing runs, such as base.accept_license=gemma"
     )
     parser.add_argument("--missing", action="store_true", help="make the runs whose reports are missing first")
+    parser.add_argument("--roles", type=lambda text: text.split(","), metavar="A,B", help="of the missing runs, only those of these roles")
     parser.add_argument("--root", type=Path, default=ROOT, help="where recipes/ with its reports is (default: this repository)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/memo"), help="where missing runs are made (default: runs/memo)")
     parser.add_argument("--out", type=Path, help="where memo.json goes (default: recipes/memo/memo.json)")
@@ -42,7 +44,7 @@ def main() -> int:
 
     console = Console()
     if arguments.missing:
-        for planned in memo_runs.missing(arguments.root):
+        for planned in list(memo_runs.missing(arguments.root, arguments.roles or memo_runs.ROLES)):
             memo_runs.make(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
     found = memo.verdict(memo.gather(arguments.root))
     out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"

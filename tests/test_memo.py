@@ -172,6 +172,9 @@ def test_what_is_missing_is_made_a_seed_of_everything_at_a_time(root: Path) -> N
     made = {(one.role, one.seed) for one in planned}
     assert not {role for role, _ in made} & {"lora", "full", "default"} and ("noisy50", 0) in made and ("noisy50", 1) not in made
     assert [one.seed for one in planned] == sorted(one.seed for one in planned)
+    assert {one.role for one in memo_runs.missing(root, ["rank1", "a"])} == {"rank1", "a"}
+    with pytest.raises(NomoatError, match="no such role: rank2; known are lora, full"):
+        list(memo_runs.missing(root, ["rank2"]))
     order = [one.role for one in planned if one.seed == 0]
     assert order.index("a") < order.index("b_on_a")
     assert order.index("b_on_a") < order.index(BOTH)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from nomoat.errors import RunFailed
+from nomoat.errors import NomoatError, RunFailed
 from nomoat.files import read_json, write_json
 from nomoat.findings import rental
 from nomoat.judges import BOTH
@@ -36,12 +36,15 @@ class Planned:
     report: Path
 
 
-def missing(root: Path) -> Iterator[Planned]:
-    """Runs whose report is not there, a seed of every role before the next seed of any."""
+def missing(root: Path, roles: Sequence[str] = ROLES) -> Iterator[Planned]:
+    """Runs of these roles whose report is not there, a seed of every role before the next seed of any; NomoatError for an unknown role."""
+    unknown = sorted(set(roles) - set(ROLES))
+    if unknown:
+        raise NomoatError(f"--roles: no such role: {', '.join(unknown)}; known are {', '.join(ROLES)}")
     for seed in range(3):
         for role in ROLES:
             report = root / "recipes" / "memo" / "reports" / f"{role}.seed{seed}.json"
-            if seed < SEEDS.get(role, 3) and not report.is_file():
+            if role in roles and seed < SEEDS.get(role, 3) and not report.is_file():
                 yield Planned(role, seed, report)
 
 
