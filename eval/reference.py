@@ -1,4 +1,4 @@
-"""Write the tables of README.md and recipes/README.md from the published reports in recipes/reference/ and from recipes/memo/memo.json.
+"""Write the tables of the three README.md from the published reports in recipes/reference/ and from recipes/memo/memo.json.
 
     python eval/reference.py            # write them
     python eval/reference.py --check    # only say whether they are up to date
@@ -27,7 +27,7 @@ def main() -> int:
     arguments = parse_arguments()
     from nomoat import reference
     from nomoat.files import read_json, write_atomically
-    from nomoat.memo_page import readme_block
+    from nomoat.memo_page import minutes_block, readme_block
 
     found = reference.published(ROOT / "recipes" / "reference")
     blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_line(one) for one in found.values())])}
@@ -35,9 +35,9 @@ def main() -> int:
         blocks["report"] = reference.report_block(found[DEFAULT])
     verdict = ROOT / "recipes" / "memo" / "memo.json"
     if verdict.is_file():
-        blocks["memo"] = readme_block(read_json(verdict))
+        blocks |= {"memo": readme_block(read_json(verdict)), "memo-runs": minutes_block(read_json(verdict))}
     stale = []
-    for path in (ROOT / "README.md", ROOT / "recipes" / "README.md"):
+    for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "memo" / "README.md"):
         old = path.read_text(encoding="utf-8")
         new = reference.fill(old, blocks)
         if new != old:

@@ -21,7 +21,7 @@ from nomoat.files import write_json
 from nomoat.findings import Spent
 from nomoat.judges import BOTH
 from nomoat.memo import RANKS_FILE, SPENT_FILE, gather, verdict
-from nomoat.memo_page import quotable, readme_block
+from nomoat.memo_page import minutes_block, quotable, readme_block
 from nomoat.memo_view import measured_words, print_verdict
 from nomoat.report import build_report, read_report, write_report
 from tests.make_run import RATES, make_run
@@ -136,6 +136,12 @@ def test_what_no_row_tells_is_null_and_said_to_be_unknown(root: Path) -> None:
     stacked = {claim["id"]: claim for claim in found["claims"]}["M9"]
     assert [one["value"] for one in stacked["measured"]][1] is None, "the made-up rows have no family that counts as new"
     assert "score of b_on_a less b on B's families: not known" in done.stdout
+
+
+def test_what_the_runs_took_is_told_role_by_role(root: Path) -> None:
+    lines = minutes_block(verdict(gather(root))).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| `default`", "| `full`", "| `lora`"]
+    assert lines[2].startswith("| `default` | 0, 1, 2 | ") and lines[2].endswith("8 min 30 s |")
 
 
 def test_a_report_made_under_another_table_is_refused(root: Path) -> None:

@@ -101,7 +101,9 @@ def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
         return compound(claim, [score], "cannot tell", lacking=apart or "no seed in common")
     money = _ratio(evidence, "lora", "full", claim, "rental of training", _dollars)
     parts = [score, time] if money is None else [score, time, money]
-    note = "" if money is not None else "without a rate: on one machine money is in proportion to time"
+    precisions = {role: sorted({str(run.provenance.get("dtype")) for run in evidence.of(role)}) for role in ("lora", "full")}
+    note = f"LoRA in {', '.join(precisions['lora'])}, full fine-tuning in {', '.join(precisions['full'])}"
+    note += "" if money is not None else "; without a rate, money is in proportion to time on one machine"
     memory = _ratio(evidence, "lora", "full", claim, "peak memory of the whole run", _memory)
     shown = () if memory is None else (Shown(memory.what, memory.value, memory.interval, seeds=memory.seeds),)
     return compound(claim, parts, lacking=note, shown=shown)

@@ -100,6 +100,10 @@ def _run(report: Report) -> dict[str, Any]:
         "seed": report.provenance.get("seed"),
         "base": (report.provenance.get("base") or {}).get("name"),
         "device": device.get("name"),
+        "threads": report.provenance.get("threads"),
+        "dtype": report.provenance.get("dtype"),
+        "seconds": report.cost.seconds,
+        "train_seconds": report.cost.seconds_by_phase.get("train"),
         "report_sha256": sha256_of(report.model_dump(mode="json")),
     }
 

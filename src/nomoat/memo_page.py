@@ -120,6 +120,24 @@ def readme_block(found: dict[str, Any]) -> str:
     return "\n".join([quotable(found), "", *lines])
 
 
+def minutes_block(found: dict[str, Any]) -> str:
+    """What the runs took, role by role, in Markdown."""
+    lines = ["| role | seeds | precision, device, threads | training, each | in all, each |", "|---|---|---|---|---|"]
+    for role, runs in found["runs"].items():
+        where = sorted({f"{run['dtype']}, {run['device']}, {run['threads']}" for run in runs})
+        seeds = ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"]))
+        lines.append(f"| `{role}` | {seeds} | {'; '.join(where)} | {_range(runs, 'train_seconds')} | {_range(runs, 'seconds')} |")
+    return "\n".join(lines)
+
+
+def _range(runs: list[dict[str, Any]], key: str) -> str:
+    times = sorted(run[key] for run in runs if run[key] is not None)
+    if not times:
+        return "-"
+    shortest, longest = shown(times[0], "s"), shown(times[-1], "s")
+    return shortest if shortest == longest else f"{shortest} to {longest}"
+
+
 def quotable(found: dict[str, Any]) -> str:
     """A paragraph that says no more than the numbers do: what was run, what held, what failed, and what stays open."""
     runs = [run for runs in found["runs"].values() for run in runs]
