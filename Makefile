@@ -91,11 +91,11 @@ check: $(READY)
 
 .PHONY: test  ## The tests of every day, without the slow ones, in WORKERS=2 processes of one thread each
 test: $(READY)
-	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-all  ## All tests but those that need a GPU
 test-all: $(READY)
-	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile -m "not gpu"
+	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 .PHONY: lock  ## Resolve requirements.lock again with uv, keeping its versions; UPGRADE=1 takes newer ones
 lock:
