@@ -48,7 +48,24 @@ def test_a_base_without_a_template_gets_a_plain_one_that_is_saved_with_the_token
 
     again = Conversation(AutoTokenizer.from_pretrained(tmp_path / "saved"))
     assert again.render(make_rows(1)[0]) == talk.render(make_rows(1)[0])
-    assert "Question: sum of" in again.tokenizer.decode(list(again.render(make_rows(1)[0]).prompt_ids))
+    assert "Question:\nsum of" in again.tokenizer.decode(list(again.render(make_rows(1)[0]).prompt_ids))
+
+
+def test_a_plain_base_ends_its_turn_where_it_asks_the_next_question(tmp_path: Path) -> None:
+    plain, own = conversation(tmp_path / "plain", template=None), conversation(tmp_path / "own")
+    went_on, ended = "sum\n\nQuestion:\nsum of 1 and 2", "sum"
+    for text, said in ((went_on, (ended, True)), (ended, (ended, False))):
+        assert plain.turn(list(plain.completion_ids(text))) == said and plain.decode(list(plain.completion_ids(text))) == ended
+    assert own.turn(list(own.completion_ids(went_on))) == (went_on, False), "a base with a template says itself where it ends"
+
+
+def test_what_is_generated_behind_a_plain_prompt_is_what_stands_in_an_example(tmp_path: Path) -> None:
+    talk = conversation(tmp_path, template=None)
+    row = make_rows(1)[0]
+    turns = [*talk.messages(row), {"role": "assistant", "content": row.completion}]
+    whole = talk.tokenizer.apply_chat_template(turns, tokenize=False)
+    alone = [*talk.prompt_ids(talk.messages(row)), *talk.completion_ids(row.completion)]
+    assert talk.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(alone)] == alone
 
 
 def test_examples_come_before_the_question_as_finished_turns(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from nomoat.files import sha256_of
 from nomoat.rows import Row
 
 RENDERING_VERSION = "1"
-# For a base without a template: plain text, no special tokens. Written into the run with the tokenizer.
+# For a base without a template: plain text, no special tokens. Written into the run with the tokenizer. A line of its own for each text:
+# behind "Answer: " an untrained base has to begin with a word that lacks its space, and writes digits.
+NEXT_QUESTION = "\n\nQuestion:"
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}\n\n"
-    "{% elif message.role == 'user' %}Question: {{ message.content }}\n"
-    "{% else %}Answer: {{ message.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Answer: {% endif %}"
+    "{% elif message.role == 'user' %}Question:\n{{ message.content }}\n"
+    "{% else %}Answer:\n{{ message.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
 _PROBE = "zqprobe"  # a word no template contains
 
@@ -77,8 +79,19 @@ class Conversation:
         return (*self._tokenise(text), self.end_of_turn)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of generated ids, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Text of generated ids, without special tokens; see `turn`."""
+        return self.turn(ids)[0]
+
+    def turn(self, ids: list[int]) -> tuple[str, bool]:
+        """Text of generated ids, and whether it ends where a plain base goes on with a question of its own, which is left out.
+
+        An untrained base without a template closes its answers like that, and not with a special token that it has never seen there.
+        """
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self.tokenizer.chat_template != PLAIN_TEMPLATE:
+            return text, False
+        own, next_one, _ = text.partition(NEXT_QUESTION)
+        return own, bool(next_one)
 
     @property
     def fingerprint(self) -> str:

@@ -81,8 +81,8 @@ def score_arm(
         for batch in batches_of(questions, arm, settings):
             answers, likelihoods = generator.answer([questions[number] for number in batch])
             for number, answer, likelihood in zip(batch, answers, likelihoods, strict=True):
-                text = conversation.decode(list(answer.ids))
-                records[number] = _record(arm.rows[number], text, answer.stopped, len(answer.ids), likelihood)
+                text, ended = conversation.turn(list(answer.ids))
+                records[number] = _record(arm.rows[number], text, answer.stopped or ended, len(answer.ids), likelihood)
             trim()
             on_rows(len(batch))
     return [record for record in records if record is not None]
