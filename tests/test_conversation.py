@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ def test_a_plain_base_ends_its_turn_where_it_asks_the_next_question(tmp_path: Pa
     for text, said in ((went_on, (ended, True)), (ended, (ended, False))):
         assert plain.turn(list(plain.completion_ids(text))) == said and plain.decode(list(plain.completion_ids(text))) == ended
     assert own.turn(list(own.completion_ids(went_on))) == (went_on, False), "a base with a template says itself where it ends"
+    row = replace(make_rows(1)[0], completion=went_on)
+    with pytest.raises(NomoatError, match=f"row {row.id}: its completion holds"):
+        plain.render(row)
+    assert own.render(row).completion_ids == own.completion_ids(went_on)
 
 
 def test_what_is_generated_behind_a_plain_prompt_is_what_stands_in_an_example(tmp_path: Path) -> None:

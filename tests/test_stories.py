@@ -44,6 +44,7 @@ def test_one_command_leaves_a_run_that_says_all_it_should(finished: tuple[Path, 
     folder, printed = finished
     run_dir = only_run(folder)
     report = read_report(run_dir / "report.json")
+    assert report.provenance["matrix_gflops"] > 0.1, "how fast the machine was goes with the times"
     verify_files(report, run_dir)
     assert report.status == "finished" and report.adapter.gate is not None and report.adapter.gate.passed
     assert report.arms["base"].tiers["phrasing"].n == report.arms["adapter"].tiers["phrasing"].n > 0

@@ -71,7 +71,12 @@ class Conversation:
         return tuple(ids)
 
     def render(self, row: Row) -> Rendered:
-        """Prompt and completion ids of a training row."""
+        """Prompt and completion ids of a training row; NomoatError for a completion that a plain base could not give whole (see `turn`)."""
+        if self.tokenizer.chat_template == PLAIN_TEMPLATE and NEXT_QUESTION in row.completion:
+            raise NomoatError(
+                f"row {row.id}: its completion holds {NEXT_QUESTION!r}, which ends the turn of a base without a chat template; "
+                "reword it, or take a base that has one"
+            )
         return Rendered(row.id, self.prompt_ids(self.messages(row)), self.completion_ids(row.completion))
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
