@@ -97,7 +97,7 @@ def test_unscored_and_unstopped_rows_are_counted_and_left_out(run_dir: Path) -> 
 
 def test_a_tier_with_one_family_says_what_its_interval_speaks_of(run_dir: Path) -> None:
     tiers = build_report(run_dir).arms["adapter"].tiers
-    assert "rhyme rows only" in (getattr(tiers["family"], "note", None) or "")
+    assert "one family, rhyme," in (getattr(tiers["family"], "note", None) or "")
     assert getattr(tiers["phrasing"], "note", "missing") is None
 
 

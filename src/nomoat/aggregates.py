@@ -63,7 +63,7 @@ def _tier_score(rows: Sequence[CompactRow], arm: str) -> TierScore | None:
     if not any(arm in row[4] for row in rows):
         return None
     families = _by_family(rows, lambda of: _family_score(of, arm))
-    note = f"speaks of {next(iter(families))} rows only: this tier has one family" if len(families) == 1 else None
+    note = f"this tier has one family, {next(iter(families))}, and its score speaks of no other" if len(families) == 1 else None
     return TierScore(**dict(_family_score(rows, arm)), families=families, note=note)
 
 
