@@ -86,6 +86,8 @@ def smallest(line: str, runs: list[Path]) -> str:
     if line.startswith("make bench"):
         few = "--rows 4" if "RUN=" in line else "--turns 1 --steps 1 --warmup 1 --arms trainer trl_packed"
         return f'{line} RECIPE={folder}/tiny.yaml SET="{few} --out {folder}/bench"'
+    if line.startswith("make memo"):
+        return f'{line} SET="--out {folder}/memo.json"'
     if not line.startswith("make train"):
         return line
     stated = re.search(r"SET=\"([^\"]*)\"", line)

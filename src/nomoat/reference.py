@@ -20,8 +20,8 @@ from nomoat.report_schema import FamilyDifference, Report
 from nomoat.statistics import SeedsEstimate, seeds_estimate
 
 RECIPE_HEAD = """\
-| recipe | base | memory | time, in all | rental | score on known / unseen phrasings (mean of seeds) |
-|---|---|---|---|---|---|"""
+| recipe | base | memory | time, in all | threads | rental | score on known / unseen phrasings (mean of seeds) |
+|---|---|---|---|---|---|---|"""
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -153,7 +153,7 @@ def recipe_line(found: Published) -> str:
     cost = report.cost
     return (
         f"| [{found.recipe}]({found.recipe}.yaml) | {base} | {wording.size(cost.peak_memory_bytes)} | {wording.duration(cost.seconds)} | "
-        f"{wording.money(cost.usd)} | {' / '.join(scores)} |"
+        f"{report.provenance.get('threads')} | {wording.money(cost.usd)} | {' / '.join(scores)} |"
     )
 
 
