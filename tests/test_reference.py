@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def score(report: Report) -> float:
 def test_one_seed_claims_no_more(tmp_path: Path) -> None:
     found = reference.published(make_reports(tmp_path, seeds=1))["tiny"]
     assert "seeds" not in reference.score_table(found)
+
+
+def test_a_rental_that_nobody_paid_is_called_as_if(tmp_path: Path) -> None:
+    found = reference.published(make_reports(tmp_path, seeds=1))["tiny"]
+    cases = ((None, "$0.0600 as if rented as m6a.large at 0.0864 USD/h", "| as if $0.0600 |"), (0.07, "$0.0700;", "| $0.0700 |"))
+    for usd, said, shown in cases:
+        label = "as if rented as m6a.large at 0.0864 USD/h: a listing, 2026-11-26"
+        cost = found.main.cost.model_copy(update={"usd": usd, "usd_as_if": 0.06, "usd_as_if_label": label})
+        report = found.main.model_copy(update={"cost": cost})
+        assert said in reference.cost_sentence(report)
+        assert shown in reference.recipe_line(replace(found, seeds=(report,)))
 
 
 def test_a_variant_without_its_main_run_is_refused(tmp_path: Path) -> None:

@@ -108,10 +108,12 @@ def score_table(found: Published) -> str:
 
 
 def cost_sentence(report: Report) -> str:
-    """What the run took: time in all and in training, speed, memory, money, adapter size."""
+    """What the run took: time in all and in training, speed, memory, money (or what a rental would have been), adapter size."""
     cost, adapter = report.cost, report.adapter
     device = report.provenance.get("device") or {}
     money = wording.money(cost.usd) if cost.usd is not None else f"no figure in dollars ({(cost.usd_reason or '').partition(':')[0]})"
+    if cost.usd is None and cost.usd_as_if is not None:
+        money = f"{wording.money(cost.usd_as_if)} {cost.usd_as_if_label}"
     return (
         f"{wording.duration(cost.seconds)} in all, {wording.duration(cost.seconds_by_phase.get('train'))} of it training "
         f"({wording.counted(cost.tokens_seen)} tokens, {wording.counted(cost.tokens_per_second)} a second), on {device.get('name')} "
@@ -151,9 +153,10 @@ def recipe_line(found: Published) -> str:
     base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
     scores = [wording.number(seeds_score(found.seeds, tier)) for tier in ("values", "phrasing")]
     cost = report.cost
+    money = f"as if {wording.money(cost.usd_as_if)}" if cost.usd is None and cost.usd_as_if is not None else wording.money(cost.usd)
     return (
         f"| [{found.recipe}]({found.recipe}.yaml) | {base} | {wording.size(cost.peak_memory_bytes)} | {wording.duration(cost.seconds)} | "
-        f"{report.provenance.get('threads')} | {wording.money(cost.usd)} | {' / '.join(scores)} |"
+        f"{report.provenance.get('threads')} | {money} | {' / '.join(scores)} |"
     )
 
 
