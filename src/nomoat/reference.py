@@ -58,11 +58,17 @@ def published(folder: Path) -> dict[str, Published]:
 
 
 def against_published(report: Report, folder: Path) -> str | None:
-    """Whether a run of a published recipe came out as published; None where nothing is published that it could be compared with."""
+    """Whether a run of a published recipe came out as published; None where nothing is published that it could be compared with.
+
+    A published report that does not hold is said to be so: by then the run is finished, and it is not the run's fault.
+    """
     path = folder / f"{report.recipe.get('name')}.json"
     if not path.is_file():
         return None
-    main = read_report(path)
+    try:
+        main = read_report(path)
+    except NomoatError as error:
+        return f"is not compared with the published one, which does not hold: {error}"
     if obstacles_between(main, report):
         return None
     return repetition(report, main, paired_tiers(report, main))
