@@ -79,9 +79,10 @@ def begin_padded(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
     rows = (torch.cat([first[n, None], later[n, : len(question.reference) - 1]]) for n, question in enumerate(batch))
     known = _compare(batch, rows, limit)
     places, mask = _moved_right(mask, torch.tensor(known.counts, device=mask.device))
+    places = _with_room(places)
     for layer in _layers(cache):
         where = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        layer.keys, layer.values = layer.keys.gather(2, where), layer.values.gather(2, where)
+        layer.rearrange(lambda states, where=where: states.gather(2, where))
     return _begun(batch, cache, mask, known)
 
 
@@ -111,8 +112,9 @@ def begin_packed(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
     ).logits[0]
     known = _compare(batch, logits.split(spans), limit)
     places, mask = layout.side_by_side([len(q.prompt) - shared + count for q, count in zip(batch, known.counts, strict=True)], device)
+    places = _with_room(places)
     for layer in _layers(cache):
-        layer.keys, layer.values = (_unpacked(states, places) for states in (layer.keys, layer.values))
+        layer.rearrange(lambda states: _unpacked(states, places))
     return _begun(batch, cache, mask, known)
 
 
@@ -214,6 +216,15 @@ def _moved_right(mask: Any, kept: Any) -> tuple[Any, Any]:
     source = torch.arange(prompt + most, device=mask.device)[None, :] - (most - kept)[:, None]
     full = torch.cat([mask, torch.ones((rows, most), dtype=mask.dtype, device=mask.device)], dim=1)
     return source.clamp(min=0), torch.where(source >= 0, full.gather(1, source.clamp(min=0)), 0)
+
+
+def _with_room(places: Any) -> Any:
+    """(rows, longest) with SPARE columns more, of whichever token."""
+    from torch.nn.functional import pad
+
+    from nomoat.caches import SPARE
+
+    return pad(places, (0, SPARE))
 
 
 def _unpacked(states: Any, places: Any) -> Any:
