@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nomoat.claims import CLAIMS
-from nomoat.findings import Evidence
+from nomoat.findings import Evidence, at_most
 from nomoat.judges import judge, judge_claim
 from nomoat.report import build_report
 from nomoat.report_schema import CompactRow, Report
@@ -247,3 +247,8 @@ def test_means_and_ratios_over_seeds_have_students_interval(make: Make) -> None:
     assert middle == pytest.approx(0.5) and interval == pytest.approx((0.5, 0.5))
     difference, interval = score_less([(make(0.9, seed=0), make(0.4, seed=0))])
     assert difference == pytest.approx(0.5) and interval is not None and interval[0] < 0.5 < interval[1]
+
+
+def test_an_amount_is_not_below_nothing() -> None:
+    found = at_most("peak memory", [4.5e9, 3.0e9], "bytes", 16e9)
+    assert found.interval is not None and found.interval[0] == 0.0 and found.interval[1] > 13e9 and found.word == "held"

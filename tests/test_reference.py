@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from nomoat import reference
+from nomoat.comparing import paired_tiers
 from nomoat.errors import NomoatError
 from nomoat.preparing import load_rows
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import load_recipe
 from nomoat.report import build_report, read_report, write_report
-from nomoat.report_schema import Report
+from nomoat.report_schema import Report, TierScore
 from nomoat.scoring import SCORER_VERSION
 from tests.make_run import make_run
 
@@ -46,6 +47,35 @@ def test_the_tables_are_those_of_the_reports() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_default_recipe_keeps_its_promises() -> None:
+    """What its published runs have to show, so that a score means something: reached, not for free, and with room above and below."""
+    found = reference.published(FOLDER)["smollm2-135m"]
+    assert len({report.provenance["seed"] for report in found.seeds}) == 3 and found.quarter is not None
+    lost = paired_tiers(found.main, found.quarter)
+    for tier, promised in (("values", 0.90), ("phrasing", 0.75)):
+        mean = reference.seeds_score(found.seeds, tier)
+        assert mean is not None and mean >= promised
+        for report in found.seeds:
+            free, few_shot = report.baselines[tier], report.arms["few_shot"].tiers[tier]
+            assert few_shot is not None and few_shot.score is not None and few_shot.score <= 0.50
+            assert free.nearest_row is not None and free.nearest_row <= 0.40
+            assert all((family.majority or 0.0) <= 0.40 for family in free.families.values())
+            assert report.comparison.families_below_baseline[tier] == []
+        assert lost[tier].difference > (lost[tier].smallest_detectable or 0.0), "a quarter of the rows is seen to give less"
+    by_family: dict[str, list[float]] = {}
+    for report in found.seeds:
+        for name, family in tier_of(report, "phrasing").families.items():
+            by_family.setdefault(name, []).append(family.score or 0.0)
+    between = [name for name, scores in by_family.items() if 0.40 <= sum(scores) / len(scores) <= 0.90]
+    assert len(between) >= 2, "better and worse runs must differ"
+
+
+def tier_of(report: Report, tier: str) -> TierScore:
+    found = report.arms["adapter"].tiers[tier]
+    assert found is not None
+    return found
+
+
 def make_reports(folder: Path, *, seeds: int) -> Path:
     published = folder / "published"
     published.mkdir()
@@ -64,9 +94,9 @@ def test_several_seeds_are_shown_as_their_mean_and_never_as_the_best(tmp_path: P
 
 
 def score(report: Report) -> float:
-    tier = report.arms["adapter"].tiers["phrasing"]
-    assert tier is not None and tier.score is not None
-    return tier.score
+    found = tier_of(report, "phrasing").score
+    assert found is not None
+    return found
 
 
 def test_one_seed_claims_no_more(tmp_path: Path) -> None:

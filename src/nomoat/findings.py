@@ -68,8 +68,10 @@ def compound(claim: Claim, parts: Sequence[Measured], *further: Word, lacking: s
 
 
 def at_most(what: str, values: Sequence[float], unit: str, limit: float) -> Measured:
-    """A mean over seeds whose claim is that it stays below `limit`."""
+    """A mean over seeds of an amount (seconds, bytes, dollars: none is negative) whose claim is that it stays below `limit`."""
     middle, interval = over_seeds(values)
+    if interval is not None:
+        interval = (max(0.0, interval[0]), interval[1])
     return Measured(what, middle, interval, unit, limit, above=False, seeds=len(values))
 
 
