@@ -114,6 +114,20 @@ def test_a_quantised_base_is_compared_though_it_answers_in_its_own_precision(tmp
         compare([exact, load_run(scored_in("bfloat16"))])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_where_a_row_was_scored_matters_unless_it_was_in_float32(tmp_path: Path, dtype: str) -> None:
+    def scored_on(device: str, prompts: str) -> Path:
+        decoding = {**ENVIRONMENT["decoding"], "dtype": dtype, "device": device, "prompts": prompts}
+        return finished(tmp_path / device, decoding=decoding)
+
+    reports = [load_run(scored_on("cpu", "end to end")), load_run(scored_on("cuda", "padded"))]
+    if dtype == "float32":
+        assert ("decoding.device", ("cpu", "cuda")) in compare(reports).environment_changes
+        return
+    with pytest.raises(NomoatError, match=r"decoding\.device.*\n.*decoding\.prompts"):
+        compare(reports)
+
+
 def test_the_reference_is_the_run_asked_for(tmp_path: Path) -> None:
     strong, weak = finished(tmp_path / "strong"), finished(tmp_path / "weak", rates=WEAKER)
     found = compare([load_run(strong), load_run(weak)], reference=1)

@@ -63,6 +63,7 @@ def make(template: Report) -> Make:
                 "rows": rows_of(rates, few_shot, per_family),
                 "cost": template.cost.model_copy(update=cost),
                 "comparison": template.comparison.model_copy(update=comparison),
+                "recipe": {**template.recipe, "hardware": {"shared": stated.get("shared", False)}},
                 "adapter": template.adapter.model_copy(
                     update={**adapter, "base_bytes_16bit": 269_030_016, "gate": gate.model_copy(update={"checks": [check]})}
                 ),
@@ -144,13 +145,31 @@ def test_lora_against_full_fine_tuning(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("elsewhere", "said"),
-    [({"device": "NVIDIA L4"}, "different machines"), ({"gflops": 400.0}, "150 to 400 GFLOP/s"), ({"gflops": None}, "not rec")],
+    [
+        ({"device": "NVIDIA L4"}, "different machines"),
+        ({"gflops": 400.0}, "150 to 400 GFLOP/s"),
+        ({"gflops": None}, "not rec"),
+        ({"shared": True}, "other runs worked on the machine"),
+    ],
 )
 def test_times_of_different_machines_are_not_compared(make: Make, elsewhere: dict[str, Any], said: str) -> None:
     full, cheap = seeds(make, train_seconds=1500.0, **elsewhere), seeds(make, train_seconds=100.0)
     for claim, roles in (("M8", {"lora": cheap, "full": full}), ("M11", {"b_on_a": cheap, "lora": full})):
         found = judge_claim(CLAIM[claim], Evidence(roles))
         assert found.word == "cannot tell" and said in found.lacking
+
+
+def test_only_seeds_timed_on_one_machine_alone_count_for_time_and_all_of_them_for_the_score(make: Make) -> None:
+    def three(train_seconds: float, shared_seconds: float) -> tuple[Report, ...]:
+        alone = {"train_seconds": train_seconds}
+        return seeds(make, alone, alone, {"train_seconds": shared_seconds, "shared": True, "device": "NVIDIA L4"})
+
+    full = three(1500.0, 10.0)
+    found = judge_claim(CLAIM["M8"], Evidence({"lora": three(500.0, 100.0), "full": full}))
+    score, time, _ = found.measured
+    assert (score.seeds, time.seeds, time.value) == (3, 2, pytest.approx(1 / 3))
+    assert found.word == "held" and "times of 2 of 3 seeds: other runs worked on the machine" in found.lacking
+    assert judge_claim(CLAIM["M8"], Evidence({"lora": three(1000.0, 1.0), "full": full})).word == "failed"
 
 
 def test_a_stack_and_an_increment(make: Make) -> None:

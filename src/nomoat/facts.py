@@ -42,7 +42,10 @@ def time_fact(report: Report) -> Fact:
     """Elapsed time of every stretch of the run."""
     cost = report.cost
     training = cost.seconds_by_phase.get("train")
-    return Fact("Time", wording.duration(cost.seconds), f"{wording.duration(training)} of it training" if training else "")
+    notes = [f"{wording.duration(training)} of it training"] if training else []
+    if report.shared:
+        notes.append("other work ran on the machine meanwhile")
+    return Fact("Time", wording.duration(cost.seconds), "; ".join(notes))
 
 
 def money_facts(report: Report) -> list[Fact]:

@@ -9,7 +9,7 @@ from nomoat import cost_judges
 from nomoat.claims import CLAIMS, NEW_FAMILIES, TIER, Claim
 from nomoat.findings import Evidence, Finding, Shown, compound, not_below, rental, shown_less, shown_score
 from nomoat.report_schema import Report
-from nomoat.verdicts import Measured, by_seed, machines_apart, ratio_over_seeds, score_less
+from nomoat.verdicts import Measured, by_seed, ratio_over_seeds, score_less, timed_pairs
 
 RANKS = {"rank1": 1, "rank4": 4, "lora": 16, "rank64": 64}
 BOTH = "a_plus_b"  # the two adapters added, not trained
@@ -68,15 +68,20 @@ def _family_scores(runs: tuple[Report, ...]) -> dict[str, float]:
     return {name: mean for name, mean in means.items() if mean > 0}
 
 
-def _ratio(
-    evidence: Evidence, role: str, reference: str, claim: Claim, what: str, value: Callable[[Report], float | None]
-) -> Measured | None:
-    pairs = by_seed(evidence.of(role), evidence.of(reference))
+Pairs = list[tuple[Report, Report]]
+
+
+def _timed(evidence: Evidence, role: str, reference: str) -> tuple[Pairs, str]:
+    return timed_pairs(by_seed(evidence.of(role), evidence.of(reference)))
+
+
+def _ratio(pairs: Pairs, claim: Claim, what: str, value: Callable[[Report], float | None]) -> Measured | None:
+    """Of each pair's first run over its second; None where there is no pair, or a value was not measured."""
     values = [(value(one), value(other)) for one, other in pairs]
     if not values or any(not a or not b for a, b in values):
         return None
     middle, interval = ratio_over_seeds([a for a, _ in values if a], [b for _, b in values if b])
-    return Measured(f"{what}, {role} over {reference}", middle, interval, "", claim.limits["ratio"], above=False, seeds=len(values))
+    return Measured(what, middle, interval, "", claim.limits["ratio"], above=False, seeds=len(values))
 
 
 def _seconds(report: Report) -> float:
@@ -95,16 +100,17 @@ def _memory(report: Report) -> float | None:
 
 def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
     score = not_below(evidence, "lora", "full", claim)
-    apart = machines_apart([*evidence.of("lora"), *evidence.of("full")])
-    time = None if apart else _ratio(evidence, "lora", "full", claim, "time of training", _seconds)
+    pairs, left_out = _timed(evidence, "lora", "full")
+    time = _ratio(pairs, claim, "time of training, lora over full", _seconds)
     if time is None:
-        return compound(claim, [score], "cannot tell", lacking=apart or "no seed in common")
-    money = _ratio(evidence, "lora", "full", claim, "rental of training", _dollars)
+        return compound(claim, [score], "cannot tell", lacking=left_out)
+    money = _ratio(pairs, claim, "rental of training, lora over full", _dollars)
     parts = [score, time] if money is None else [score, time, money]
     precisions = {role: sorted({str(run.provenance.get("dtype")) for run in evidence.of(role)}) for role in ("lora", "full")}
     note = f"LoRA in {', '.join(precisions['lora'])}, full fine-tuning in {', '.join(precisions['full'])}"
     note += "" if money is not None else "; without a rate, money is in proportion to time on one machine"
-    memory = _ratio(evidence, "lora", "full", claim, "peak memory of the whole run", _memory)
+    note += f"; {left_out}" if left_out else ""
+    memory = _ratio(pairs, claim, "peak memory of the whole run, lora over full", _memory)
     shown = () if memory is None else (Shown(memory.what, memory.value, memory.interval, seeds=memory.seeds),)
     return compound(claim, parts, lacking=note, shown=shown)
 
@@ -130,9 +136,9 @@ def _stackable(claim: Claim, evidence: Evidence) -> Finding:
 
 def _increment(claim: Claim, evidence: Evidence) -> Finding:
     score = not_below(evidence, "b_on_a", "lora", claim)
-    apart = machines_apart([*evidence.of("b_on_a"), *evidence.of("lora")])
-    time = None if apart else _ratio(evidence, "b_on_a", "lora", claim, "time of training", _seconds)
-    return compound(claim, [score], "cannot tell", lacking=apart) if time is None else compound(claim, [score, time])
+    pairs, left_out = _timed(evidence, "b_on_a", "lora")
+    time = _ratio(pairs, claim, "time of training, b_on_a over lora", _seconds)
+    return compound(claim, [score], "cannot tell", lacking=left_out) if time is None else compound(claim, [score, time], lacking=left_out)
 
 
 def _sum_of_ranks(claim: Claim, evidence: Evidence) -> Finding:

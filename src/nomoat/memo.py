@@ -101,6 +101,7 @@ def _run(report: Report) -> dict[str, Any]:
         "base": (report.provenance.get("base") or {}).get("name"),
         "device": device.get("name"),
         "threads": report.provenance.get("threads"),
+        "shared": report.shared,
         "dtype": report.provenance.get("dtype"),
         "seconds": report.cost.seconds,
         "train_seconds": report.cost.seconds_by_phase.get("train"),

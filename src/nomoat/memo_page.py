@@ -124,7 +124,7 @@ def minutes_block(found: dict[str, Any]) -> str:
     """What the runs took, role by role, in Markdown."""
     lines = ["| role | seeds | precision, device, threads | training, each | in all, each |", "|---|---|---|---|---|"]
     for role, runs in found["runs"].items():
-        where = sorted({f"{run['dtype']}, {run['device']}, {run['threads']}" for run in runs})
+        where = sorted({f"{run['dtype']}, {run['device']}, {run['threads']}{' (shared)' if run['shared'] else ''}" for run in runs})
         seeds = ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"]))
         lines.append(f"| `{role}` | {seeds} | {'; '.join(where)} | {_range(runs, 'train_seconds')} | {_range(runs, 'seconds')} |")
     return "\n".join(lines)

@@ -135,6 +135,7 @@ class Hardware(Section):
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    shared: bool = False  # other work runs on the machine meanwhile: times are told, and said to be too long to compare
     rate: Annotated[
         Annotated[Literal["auto"], Word] | Annotated[RentalRate, Tag("<rental>")] | Annotated[ElectricityRate, Tag("<electricity>")],
         Discriminator(_kind_of_rate),

@@ -288,3 +288,8 @@ class Report(Part):
     rows: list[CompactRow]
     files: dict[str, str]
     """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other work ran on the machine meanwhile, as the recipe says (hardware.shared): its times are longer than alone."""
+        return bool((self.recipe.get("hardware") or {}).get("shared"))

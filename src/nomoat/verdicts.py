@@ -124,8 +124,20 @@ def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm
     return (math.nan, None) if found is None else (found.difference, found.interval)
 
 
+def timed_pairs(pairs: Sequence[tuple[Report, Report]]) -> tuple[list[tuple[Report, Report]], str]:
+    """Of pairs of runs those whose seconds may be set beside each other, and why the others' may not."""
+    reasons = [machines_apart(pair) for pair in pairs]
+    timed = [pair for pair, reason in zip(pairs, reasons, strict=True) if not reason]
+    if not pairs:
+        return timed, "no seed in common"
+    left_out = "; ".join(sorted({reason for reason in reasons if reason}))
+    return timed, f"times of {len(timed)} of {len(pairs)} seeds: {left_out}" if left_out else ""
+
+
 def machines_apart(runs: Sequence[Report]) -> str:
-    """Why seconds of these runs may not be set beside each other; empty where they were made on one kind of machine, equally fast."""
+    """Why seconds of these runs may not be set beside each other; empty where each had a machine of one kind, equally fast, to itself."""
+    if any(run.shared for run in runs):
+        return "other runs worked on the machine meanwhile"
     named = sorted({f"{(run.provenance.get('device') or {}).get('name')} with {run.provenance.get('threads')} threads" for run in runs})
     if len(named) > 1:
         return f"the runs were made on different machines: {', '.join(named)}"
