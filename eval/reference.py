@@ -30,7 +30,7 @@ def main() -> int:
     from nomoat.memo_page import minutes_block, readme_block
 
     found = reference.published(ROOT / "recipes" / "reference")
-    blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_line(one) for one in found.values())])}
+    blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_lines(one) for one in found.values())])}
     if DEFAULT in found:
         blocks["report"] = reference.report_block(found[DEFAULT])
     verdict = ROOT / "recipes" / "memo" / "memo.json"

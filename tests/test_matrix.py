@@ -168,11 +168,16 @@ def test_a_base_trained_in_full_goes_from_recipe_to_report_and_loads_with_transf
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "int8", "nf4"])
-def test_every_precision_goes_from_recipe_to_report_on_a_gpu(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "method"),
+    [*((precision, "lora") for precision in ("float32", "bfloat16", "float16", "int8", "nf4")), ("float32", "full"), ("bfloat16", "full")],
+)
+def test_every_precision_goes_from_recipe_to_report_on_a_gpu(
+    tmp_path: Path, precision: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
     make_base(tmp_path / "model", "llama")
     write_user_rows(tmp_path / "rows.jsonl", 60)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    report = read_report(run_recipe(tmp_path, f"precision={precision}", "hardware.device=cuda") / "report.json")
+    report = read_report(run_recipe(tmp_path, f"precision={precision}", f"lora.method={method}", "hardware.device=cuda") / "report.json")
     assert report.provenance["dtype"] == precision and report.cost.peak_device_bytes

@@ -13,6 +13,8 @@ import pytest
 from nomoat import reference
 from nomoat.comparing import paired_tiers
 from nomoat.errors import NomoatError
+from nomoat.judges import BOTH
+from nomoat.memo_runs import STARTS
 from nomoat.preparing import load_rows
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import load_recipe
@@ -32,7 +34,8 @@ def test_a_published_report_is_of_the_recipe_and_the_rows_that_are_here(path: Pa
     name, _, variant = path.stem.partition(".")
     file = ROOT / "recipes" / f"{name}.yaml"
     quarter = f"data.fraction={load_recipe(file).data.fraction / 4:g}"
-    recipe = load_recipe(file, [quarter if variant == "quarter" else f"train.seed={int(variant.removeprefix('seed') or 0)}"])
+    seed = variant.removeprefix("seed") if variant.startswith("seed") else "0"
+    recipe = load_recipe(file, [quarter if variant == "quarter" else f"train.seed={seed}"])
     made = Recipe.model_validate(report.recipe)  # keys that came later have their defaults
     assert made.model_copy(update={"hardware": recipe.hardware}) == recipe, "all but what its machine is and costs"
     rows = load_rows(recipe, ROOT).rows
@@ -40,6 +43,23 @@ def test_a_published_report_is_of_the_recipe_and_the_rows_that_are_here(path: Pa
     assert report.provenance["data"]["train_sha256"] == rows.train_sha256
     assert report.provenance["scorer_version"] == SCORER_VERSION
     assert report.status == "finished" and not report.provenance["dirty"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "memo" / "reports").glob("*.seed*.json")), ids=lambda path: path.stem)
+def test_a_report_of_the_memo_is_of_its_role(path: Path) -> None:
+    report = read_report(path)
+    role, _, seed = path.stem.partition(".seed")
+    made = Recipe.model_validate(report.recipe)
+    assert report.status == "finished" and not report.provenance["dirty"] and report.provenance["seed"] == int(seed)
+    if role == BOTH:
+        assert made.name == "a" and report.run.partition("@")[2].startswith(BOTH), (
+            "the first summand's run is asked again"
+        )
+        return
+    recipe = load_recipe(ROOT / "recipes" / "memo" / f"{role}.yaml", [f"train.seed={seed}"])
+    assert (made.lora.start is not None) == (role in STARTS)
+    made = made.model_copy(update={"lora": made.lora.model_copy(update={"start": None})})
+    assert made.model_copy(update={"hardware": recipe.hardware, "precision": recipe.precision}) == recipe
 
 
 def test_the_tables_are_those_of_the_reports() -> None:
@@ -112,7 +132,21 @@ def test_a_rental_that_nobody_paid_is_called_as_if(tmp_path: Path) -> None:
         cost = found.main.cost.model_copy(update={"usd": usd, "usd_as_if": 0.06, "usd_as_if_label": label})
         report = found.main.model_copy(update={"cost": cost})
         assert said in reference.cost_sentence(report)
-        assert shown in reference.recipe_line(replace(found, seeds=(report,)))
+        assert shown in reference.recipe_lines(replace(found, seeds=(report,)))
+
+
+def test_a_run_on_another_machine_has_a_line_of_its_own_and_is_no_seed(tmp_path: Path) -> None:
+    folder = make_reports(tmp_path, seeds=2)
+    run = read_report(folder / "tiny.json")
+    device = {"kind": "cuda", "name": "NVIDIA L4"}
+    cost = run.cost.model_copy(update={"peak_device_bytes": 1_700_000_000})
+    moved = run.model_copy(update={"provenance": {**run.provenance, "device": device, "dtype": "bfloat16"}, "cost": cost})
+    write_report(moved, folder / "tiny.l4.json")
+    found = reference.published(folder)["tiny"]
+    assert len(found.seeds) == 2 and [report.cost for report in found.elsewhere] == [cost]
+    first, second = reference.recipe_lines(found).splitlines()
+    assert "mean of 2 seeds" in first and "L4" not in first
+    assert "| NVIDIA L4, bfloat16 |" in second and ", 1.7 GB on the GPU |" in second and "mean" not in second
 
 
 def test_a_published_report_that_does_not_hold_is_said_to_be_so_and_stops_nothing(tmp_path: Path) -> None:

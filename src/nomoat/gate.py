@@ -59,7 +59,7 @@ def check_tensors(folder: Path, initial: dict[str, Any]) -> list[Check]:
     present = Check("complete", bool(saved) and not missing, f"{len(saved)} of {len(initial)} tensors saved{_some(missing)}")
     broken = sorted(name for name, tensor in saved.items() if not bool(tensor.isfinite().all()))
     finite = Check("finite", not broken, f"{len(broken)} tensors hold NaN or infinity{_some(broken)}")
-    still = sorted(name for name, tensor in saved.items() if name in initial and bool((tensor == initial[name]).all()))
+    still = sorted(name for name, tensor in saved.items() if name in initial and bool((tensor == initial[name].cpu()).all()))
     moved = Check(
         "every tensor moved", bool(saved) and not still, f"{len(still)} of {len(saved)} tensors equal their initial value{_some(still)}"
     )

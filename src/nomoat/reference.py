@@ -1,7 +1,7 @@
 """The published reports in recipes/reference/, and the tables that the READMEs show of them.
 
 `<recipe>.json` is the report of a real run of that recipe; `<recipe>.<variant>.json` one of the same recipe with another seed
-(`seed1`, `seed2`) or with less data (`quarter`). No table is written by hand.
+(`seed1`, `seed2`), with less data (`quarter`), or on another machine (any other name). No table is written by hand.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from nomoat.report_schema import FamilyDifference, Report
 from nomoat.statistics import SeedsEstimate, seeds_estimate
 
 RECIPE_HEAD = """\
-| recipe | base | memory | time, in all | threads | rental | score on known / unseen phrasings (mean of seeds) |
+| recipe | base | trained on, in | memory | time, in all | rental | score on known / unseen phrasings |
 |---|---|---|---|---|---|---|"""
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Published:
-    """All published runs of one recipe; `seeds` holds the main report first."""
+    """All published runs of one recipe; `seeds` holds the main report first, `elsewhere` runs on other machines."""
 
     recipe: str
     seeds: tuple[Report, ...]
     quarter: Report | None
+    elsewhere: tuple[Report, ...] = ()
 
     @property
     def main(self) -> Report:
@@ -49,12 +50,13 @@ def published(folder: Path) -> dict[str, Published]:
     for recipe, reports in found.items():
         if "" not in reports:
             raise NomoatError(f"{folder} holds variants of {recipe} but not {recipe}.json, the run they vary")
-    return {
-        recipe: Published(
-            recipe, tuple(report for name, report in reports.items() if name == "" or name.startswith("seed")), reports.get("quarter")
-        )
-        for recipe, reports in found.items()
-    }
+    return {recipe: _sorted(recipe, reports) for recipe, reports in found.items()}
+
+
+def _sorted(recipe: str, reports: dict[str, Report]) -> Published:
+    seeds = {name: report for name, report in reports.items() if name == "" or name.startswith("seed")}
+    elsewhere = tuple(report for name, report in reports.items() if name not in {*seeds, "quarter"})
+    return Published(recipe, tuple(seeds.values()), reports.get("quarter"), elsewhere)
 
 
 def against_published(report: Report, folder: Path) -> str | None:
@@ -153,16 +155,24 @@ def report_block(found: Published) -> str:
     )
 
 
-def recipe_line(found: Published) -> str:
-    """One recipe in the table of recipes/README.md."""
-    report = found.main
+def recipe_lines(found: Published) -> str:
+    """One recipe in the table of recipes/README.md: a line for its seeds together, then one for each run on another machine."""
+    several = f" (mean of {len(found.seeds)} seeds)" if len(found.seeds) > 1 else ""
+    return "\n".join([_line(found.recipe, found.seeds, several), *(_line(found.recipe, [one], "") for one in found.elsewhere)])
+
+
+def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:
+    report = seeds[0]
     base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
-    scores = [wording.number(seeds_score(found.seeds, tier)) for tier in ("values", "phrasing")]
-    cost = report.cost
+    scores = [wording.number(seeds_score(seeds, tier)) for tier in ("values", "phrasing")]
+    cost, device = report.cost, report.provenance.get("device") or {}
+    threads = f", {report.provenance.get('threads')} threads" if device.get("kind") == "cpu" else ""
+    memory = wording.size(cost.peak_memory_bytes)
+    memory += "" if cost.peak_device_bytes is None else f", {wording.size(cost.peak_device_bytes)} on the GPU"
     money = f"as if {wording.money(cost.usd_as_if)}" if cost.usd is None and cost.usd_as_if is not None else wording.money(cost.usd)
     return (
-        f"| [{found.recipe}]({found.recipe}.yaml) | {base} | {wording.size(cost.peak_memory_bytes)} | {wording.duration(cost.seconds)} | "
-        f"{report.provenance.get('threads')} | {money} | {' / '.join(scores)} |"
+        f"| [{recipe}]({recipe}.yaml) | {base} | {device.get('name')}{threads}, {report.provenance.get('dtype')} | {memory} | "
+        f"{wording.duration(cost.seconds)} | {money} | {' / '.join(scores)}{note} |"
     )
 
 
