@@ -52,9 +52,7 @@ def test_a_report_of_the_memo_is_of_its_role(path: Path) -> None:
     made = Recipe.model_validate(report.recipe)
     assert report.status == "finished" and not report.provenance["dirty"] and report.provenance["seed"] == int(seed)
     if role == BOTH:
-        assert made.name == "a" and report.run.partition("@")[2].startswith(BOTH), (
-            "the first summand's run is asked again"
-        )
+        assert made.name == "a" and report.run.partition("@")[2].startswith(BOTH), "the first summand's run is asked again"
         return
     recipe = load_recipe(ROOT / "recipes" / "memo" / f"{role}.yaml", [f"train.seed={seed}"])
     assert (made.lora.start is not None) == (role in STARTS)
