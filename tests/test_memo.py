@@ -21,7 +21,7 @@ from nomoat.files import write_json
 from nomoat.findings import Spent
 from nomoat.judges import BOTH
 from nomoat.memo import RANKS_FILE, SPENT_FILE, gather, verdict
-from nomoat.memo_page import minutes_block, quotable, readme_block
+from nomoat.memo_page import ROLES, minutes_block, quotable, readme_block, render_memo
 from nomoat.memo_view import measured_words, print_verdict
 from nomoat.report import build_report, read_report, write_report
 from tests.make_run import RATES, make_run
@@ -185,6 +185,16 @@ def test_what_is_missing_is_made_a_seed_of_everything_at_a_time(root: Path) -> N
     assert order.index("a") < order.index("b_on_a")
     assert order.index("b_on_a") < order.index(BOTH)
     assert {path.stem for path in (ROOT / "recipes" / "memo").glob("*.yaml")} == set(memo_runs.ROLES) - {BOTH}, "a sum has no recipe"
+
+
+def test_the_page_says_what_every_role_is_and_whose_times_count(root: Path) -> None:
+    assert set(ROLES) == {"default", "quarter", "gemma", *memo_runs.ROLES}
+    path = publish(root, "rank1.seed0", seed=0)
+    record = json.loads(path.read_text())
+    record["recipe"]["hardware"] = {"shared": True}
+    path.write_text(json.dumps(record))
+    page = render_memo(verdict(gather(root)))
+    assert ROLES["rank1"] in page and page.count("beside other runs") == 1
 
 
 def test_ranks_are_of_the_adapters_that_the_reports_are_of(root: Path) -> None:

@@ -89,7 +89,9 @@ def _points(runs: tuple[Report, ...]) -> list[dict[str, Any]]:
         score = report.arms["adapter"].tiers.get(TIER)
         if score is not None and report.data.train is not None:
             spent = {"rows": report.data.train.rows, "seconds": report.cost.seconds, "usd": rental(report.cost)}
-            points.append({**spent, "score": score.score, "interval": score.interval, "seed": report.provenance.get("seed")})
+            points.append(
+                {**spent, "shared": report.shared, "score": score.score, "interval": score.interval, "seed": report.provenance.get("seed")}
+            )
     return points
 
 

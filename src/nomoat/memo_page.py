@@ -12,6 +12,23 @@ from nomoat.report_page import page_environment
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+REACH = 10.0  # thresholds: what lies further from one than this is drawn here
+ROLES = {
+    "default": "the default recipe",
+    "quarter": "the default recipe on a quarter of its rows",
+    "lora": "the default recipe on half of its rows; what follows differs from this",
+    "full": "every parameter trained in place of an adapter",
+    "a": "only the task families that are not B's",
+    "b": "only B's task families, calendar and route",
+    "b_on_a": "B's families, trained on top of the adapter of a",
+    "a_plus_b": "the adapters of a and b added, nothing trained",
+    "noisy25": "a quarter of the training rows with another row's answer",
+    "noisy50": "half of the training rows with another row's answer",
+    "rank1": "an adapter of rank 1 in place of 16",
+    "rank4": "an adapter of rank 4 in place of 16",
+    "rank64": "an adapter of rank 64 in place of 16",
+    "gemma": "the default recipe on a base twice as large",
+}
 TONES = {"held": "better", "failed": "worse", "cannot tell": "unclear", "out of reach": "muted"}
 
 
@@ -35,9 +52,21 @@ def render_memo(found: dict[str, Any]) -> str:
             counts=counts_words(found),
             paragraph=quotable(found),
             measured_words=measured_words,
+            roles=[_role(role, runs) for role, runs in found["runs"].items()],
             published={claim["id"]: results_for(claim["id"]) for claim in found["claims"]},
         )
     )
+
+
+def _role(role: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    where = {f"{run['device']}{', beside other runs' if run['shared'] else ''}" for run in runs}
+    return {
+        "name": role,
+        "words": ROLES.get(role, ""),
+        "base": ", ".join(sorted({str(run["base"]).partition(":")[0] for run in runs})),
+        "where": "; ".join(sorted(where)),
+        "runs": ", ".join(f"{run['run']} (seed {run['seed']})" for run in runs),
+    }
 
 
 def _known(claim: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +84,7 @@ def claim_chart(claim: dict[str, Any], *, width: float) -> str:
         axes.set_yticks(range(len(rows)), [_label(one, width) for one in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         reach = max(max(abs(end) for end in _scaled(one)) for one in rows)
-        axes.set_xlim(-1.15 * min(reach, 3.0) - 0.02, 1.15 * min(reach, 3.0) + 0.02)
+        axes.set_xlim(-1.15 * reach - 0.02, 1.15 * reach + 0.02)
         axes.set_xticks([0], ["threshold"])
 
     said = "; ".join(measured_words(one) for one in rows)
@@ -68,7 +97,7 @@ def _scaled(one: dict[str, Any]) -> list[float]:
     """Value and interval's ends as distances from the threshold, the claim's side positive, in units of the threshold (or of 0.1)."""
     unit, side = abs(one["limit"]) or 0.1, 1 if one["above"] else -1
     ends = one["interval"] or (one["value"], one["value"])
-    return [max(-3.0, min(3.0, side * (number - one["limit"]) / unit)) for number in (one["value"], *ends)]
+    return [max(-REACH, min(REACH, side * (number - one["limit"]) / unit)) for number in (one["value"], *ends)]
 
 
 def _one_row(axes: Axes, one: dict[str, Any], height: int) -> None:
@@ -104,7 +133,10 @@ def curve_chart(points: list[dict[str, Any]], *, width: float) -> str:
 
 
 def _size_label(points: list[dict[str, Any]], size: int) -> str:
-    first = next(point for point in points if point["rows"] == size)
+    alone = [point for point in points if point["rows"] == size and not point["shared"]]
+    if not alone:
+        return f"{size:,} rows"  # what runs took that shared their machine says nothing
+    first = alone[0]
     money = "" if first["usd"] is None else f"\n{shown(first['usd'], 'USD')}"
     return f"{size:,} rows\n{shown(first['seconds'], 's')}{money}"
 
