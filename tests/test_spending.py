@@ -109,6 +109,12 @@ def test_as_if_rented_is_a_field_of_its_own() -> None:
     assert money.usd_as_if_label is not None and money.usd_as_if_label.startswith("as if rented as m7g.large at 0.0816 USD/h")
 
 
+def test_a_run_that_had_part_of_an_instance_is_priced_as_all_of_it() -> None:
+    money = cost(totals([line(seconds=7200, hardware={**CPU, "vcpu": 1})]), None, GRAVITON)
+    assert money.usd_as_if == pytest.approx(2 * 0.0816)
+    assert money.usd_as_if_label is not None and "0.0816 USD/h (of its 2 vCPU the run had 1)" in money.usd_as_if_label
+
+
 @pytest.mark.parametrize("machine", [{**CPU, "architecture": "x86_64"}, {**CPU, "vcpu": 4}, {**GPU, "architecture": "aarch64", "vcpu": 2}])
 def test_as_if_rented_holds_only_on_a_cpu_of_that_kind(machine: dict[str, Any]) -> None:
     money = cost(totals([line(), line(hardware=machine)]), None, GRAVITON)

@@ -74,10 +74,13 @@ def estimated_wh(rate: ElectricityRate, seconds: float) -> float:
 
 
 def as_if_applies(instance: AsIfRented, hardware: Mapping[str, Any]) -> bool:
-    """Whether `hardware` (see `meters.hardware`) is a CPU like the instance's: same architecture, same number of vCPUs."""
+    """Whether `hardware` (see `meters.hardware`) is a CPU like the instance's: same architecture, and no more vCPUs.
+
+    A run that had fewer processors to itself took longer than the instance would, and is priced as all of it.
+    """
     device = hardware.get("device", {})
     same_architecture = architecture_name(instance.architecture) == architecture_name(str(hardware.get("architecture", "")))
-    return device.get("kind") == "cpu" and same_architecture and hardware.get("vcpu") == instance.vcpu
+    return device.get("kind") == "cpu" and same_architecture and 0 < (hardware.get("vcpu") or 0) <= instance.vcpu
 
 
 def architecture_name(name: str) -> str:

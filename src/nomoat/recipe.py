@@ -114,7 +114,7 @@ class ElectricityRate(Section):
 
 
 class AsIfRented(Section):
-    """A cloud instance whose price is shown beside, only on a CPU of the same architecture and core count."""
+    """A cloud instance whose price is shown beside, only on a CPU of the same architecture with no more cores."""
 
     instance: str
     usd_per_hour: float = Field(gt=0)

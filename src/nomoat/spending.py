@@ -113,7 +113,9 @@ def _as_if(spent: Totals, instance: AsIfRented | None) -> tuple[float | None, st
         return None, None
     if not all(prices.as_if_applies(instance, machine) for machine in spent.hardware):
         return None, f"not priced as {instance.instance}: that is {instance.vcpu} vCPU of {instance.architecture}, and this machine is not"
-    label = f"as if rented as {instance.instance} at {instance.usd_per_hour:g} USD/h: {instance.source}, {instance.date}"
+    used = min(machine["vcpu"] for machine in spent.hardware)
+    part = f" (of its {instance.vcpu} vCPU the run had {used})" if used < instance.vcpu else ""
+    label = f"as if rented as {instance.instance} at {instance.usd_per_hour:g} USD/h{part}: {instance.source}, {instance.date}"
     return prices.rental_usd(instance, spent.seconds), label
 
 
