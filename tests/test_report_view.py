@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from make_run import GATE, ledger_lines, make_run, write_jsonl
+from make_run import GATE, RECIPE, ledger_lines, make_run, write_jsonl
 from rich.console import Console
 
 from nomoat.report import build_report
@@ -48,6 +48,12 @@ def test_too_few_groups_are_said_in_words_and_still_fit(tmp_path: Path) -> None:
     text = printed(make_run(tmp_path / "run", per_family=2))
     assert "(too few groups for an interval)" in " ".join(text.split())
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_times_of_a_shared_machine_are_said_to_be_such(tmp_path: Path) -> None:
+    shared = make_run(tmp_path / "shared", recipe=f"{RECIPE}\nhardware: {{shared: true}}\n")
+    assert "other work ran on the machine" in printed(shared)
+    assert "other work" not in printed(make_run(tmp_path / "alone"))
 
 
 def test_energy_nobody_measured_is_said_to_be_so(tmp_path: Path) -> None:
