@@ -52,7 +52,7 @@ def test_too_few_groups_are_said_in_words_and_still_fit(tmp_path: Path) -> None:
 
 def test_times_of_a_shared_machine_are_said_to_be_such(tmp_path: Path) -> None:
     shared = make_run(tmp_path / "shared", recipe=f"{RECIPE}\nhardware: {{shared: true}}\n")
-    assert "other work ran on the machine" in printed(shared)
+    assert "other work ran on the machine" in printed(shared, width=120)
     assert "other work" not in printed(make_run(tmp_path / "alone"))
 
 
