@@ -106,7 +106,7 @@ def obstacles_between(reference: Report, other: Report) -> list[str]:
         if name == SCORED_IN and {mine, yours} & set(QUANTISED):
             continue  # a quantised base answers in its own precision: what that costs is what such runs are compared for
         if exact and name in SCORED_WHERE:
-            continue  # in float32 where and in which layout a row was scored decides ties alone (recipes/LOG.md has the count)
+            continue  # in float32 only ties should depend on these: 426 of 426 answers were the same (recipes/LOG.md)
         if mine != yours:
             reasons.append(f"{name}: {reference.run} has {mine}, {other.run} has {yours}")
         elif mine == "not recorded":

@@ -76,7 +76,7 @@ def estimated_wh(rate: ElectricityRate, seconds: float) -> float:
 def as_if_applies(instance: AsIfRented, hardware: Mapping[str, Any]) -> bool:
     """Whether `hardware` (see `meters.hardware`) is a CPU like the instance's: same architecture, and no more vCPUs.
 
-    A run that had fewer processors to itself took longer than the instance would, and is priced as all of it.
+    A run that had fewer processors is priced as all of the instance.
     """
     device = hardware.get("device", {})
     same_architecture = architecture_name(instance.architecture) == architecture_name(str(hardware.get("architecture", "")))

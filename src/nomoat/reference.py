@@ -166,7 +166,8 @@ def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:
     base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
     scores = [wording.number(seeds_score(seeds, tier)) for tier in ("values", "phrasing")]
     cost, device = report.cost, report.provenance.get("device") or {}
-    threads = f", {report.provenance.get('threads')} threads" if device.get("kind") == "cpu" else ""
+    count = report.provenance.get("threads")
+    threads = f", {count} thread{'' if count == 1 else 's'}" if device.get("kind") == "cpu" else ""
     memory = wording.size(cost.peak_memory_bytes)
     memory += "" if cost.peak_device_bytes is None else f", {wording.size(cost.peak_device_bytes)} on the GPU"
     money = f"as if {wording.money(cost.usd_as_if)}" if cost.usd is None and cost.usd_as_if is not None else wording.money(cost.usd)
