@@ -1,4 +1,4 @@
-"""Write the tables of the three README.md from the published reports in recipes/reference/ and from recipes/memo/memo.json.
+"""Write the tables of the three README.md from what is published in recipes/reference/ and from recipes/memo/memo.json.
 
     python eval/reference.py            # write them
     python eval/reference.py --check    # only say whether they are up to date
@@ -26,6 +26,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     from nomoat import reference
+    from nomoat.bench_record import speed_block
+    from nomoat.bench_scoring import sentence
     from nomoat.files import read_json, write_atomically
     from nomoat.memo_page import minutes_block, readme_block
 
@@ -36,6 +38,9 @@ def main() -> int:
     verdict = ROOT / "recipes" / "memo" / "memo.json"
     if verdict.is_file():
         blocks |= {"memo": readme_block(read_json(verdict)), "memo-runs": minutes_block(read_json(verdict))}
+    speed = ROOT / "recipes" / "reference" / "speed"
+    if speed.is_dir():
+        blocks["speed"] = speed_block(read_json(speed / "bench.json"), sentence(read_json(speed / "scoring.json")))
     stale = []
     for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "memo" / "README.md"):
         old = path.read_text(encoding="utf-8")

@@ -34,7 +34,7 @@ def main() -> int:
     quieten()
     from rich.console import Console
 
-    from nomoat.bench_scoring import TIE, ScoringBench, summary
+    from nomoat.bench_scoring import TIE, ScoringBench, sentence, summary
     from nomoat.files import write_json
     from nomoat.progress import Bar
 
@@ -53,11 +53,7 @@ def main() -> int:
     found = summary(timed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "scoring.json", {**found, "device": bench.device.name, "precision": bench.precision})
-    console.print(
-        f"\nall arms: {found['ratio']:.2f} x as fast as generate in eights, {found['identical']:.2%} of {found['rows']} answers identical, "
-        f"the others part at two logits at most {found['largest_gap']:.1e} apart\nwritten to {arguments.out / 'scoring.json'}",
-        highlight=False,
-    )
+    console.print(f"\n{sentence(found)}\nwritten to {arguments.out / 'scoring.json'}", highlight=False)
     if found["largest_gap"] >= TIE:
         raise RunFailed(f"an answer differs where the two largest logits are {found['largest_gap']:.1e} apart: that is no tie")
     return 0

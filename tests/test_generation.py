@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from nomoat import beginnings
 from nomoat.bases import load_model, load_tokenizer
 from nomoat.beginnings import Question, pack_answers_if_safe
 from nomoat.conversation import Conversation
@@ -77,6 +78,27 @@ def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: P
     answers, _ = Generator(model, talk, max_new_tokens=6).answer(drafted, heard.append)
     assert answers == plain and tuple(heard) == plain[0].ids
     assert len(calls) == 3  # what the prompts share, the rest of them, the references
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_references_a_few_tokens_at_a_time_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, tokens: int
+) -> None:
+    model, talk, questions = load(tmp_path, architecture)
+    plain, _ = Generator(model, talk, max_new_tokens=12).answer(questions)
+    drafted = [  # said so far, then otherwise: before, at and after the end of a piece; and one that is said to the limit
+        Question(q.key, q.prompt, (*answer.ids[: (0, 2, 3, 4, 7, 12)[number]], 7, 8, 9))
+        for number, (q, answer) in enumerate(zip(questions, plain, strict=True))
+    ]
+    _, likelihoods = Generator(model, talk, max_new_tokens=12).answer(drafted)
+    widths: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: widths.append(logits.shape[1]))
+    monkeypatch.setattr(beginnings, "MOST_LOGITS", tokens * len(questions) * model.config.vocab_size)
+    answers, in_pieces = Generator(model, talk, max_new_tokens=12).answer(drafted)
+    assert answers == plain
+    assert in_pieces == pytest.approx(likelihoods, rel=1e-5)
+    assert max(widths) == tokens
 
 
 def alone_likelihood(model: Any, question: Question) -> float:

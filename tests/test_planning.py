@@ -21,10 +21,11 @@ from nomoat.errors import NomoatError
 from nomoat.memory_trace import Timeline, by_part
 from nomoat.packing import settle_packing
 from nomoat.plan_memory import fullest
-from nomoat.planned_work import answers_pack, packing_of
+from nomoat.planned_work import _largest_batches, answers_pack, packing_of
 from nomoat.recipe import Lora, Recipe
 from nomoat.recipe_file import load_recipe
 from nomoat.row_attention import uses_row_attention
+from nomoat.rows import Row
 from tests.local_hub import serve
 from tests.stories import RECIPE, ROOT, make_workplace, run
 from tests.tiny import SIZES, make_base, make_rows, write_user_rows
@@ -131,6 +132,30 @@ def test_a_few_layers_tell_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = plan_memory._largest_step(plan.setting, plan.work)
     assert plan.phases["training"]["activations"] == whole["activations"] + whole["backward"]
     assert plan.phases["training"]["logits"] == whole["logits"]
+
+
+def test_scoring_is_planned_for_the_batch_that_needs_most(tmp_path: Path) -> None:
+    plan = planning.make_plan(make_recipe(tmp_path, "precision=float32"), ROOT)
+    asked, told = Question("asked", (5, 6, 7) * 60, (1,)), Question("told", (5,), (6, 7) * 70 + (1,))
+    long, wordy, both = (
+        plan_memory.scoring(plan.setting, replace(plan.work, batches=batches)) for batches in (((asked,),), ((told,),), ((asked,), (told,)))
+    )
+    assert both == max(long, wordy, key=Counter.total) and long != wordy
+
+
+def test_batches_with_most_tokens_and_with_most_logits_are_both_looked_at(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, "eval.batch_rows=2", "eval.arms=[base,adapter]")
+    conversation = Conversation(bases.load_tokenizer(bases.fetch_base(recipe.base)))
+    texts = [("what is it? " * 20, "no"), ("why? " * 6, "because it is so " * 4), ("who? ", "me")]
+    rows = [
+        Row(f"{n}-{m}", prompt, answer, None, "talk", "values", f"g{n}", {"by": "exact"})
+        for n, (prompt, answer) in enumerate(texts)
+        for m in range(2)
+    ]
+    batches = _largest_batches(recipe, tuple(rows), {}, conversation)
+    assert [[question.key[0] for question in batch] for batch in batches] == [["0", "0"], ["1", "1"]]
+    alike = _largest_batches(recipe, tuple(rows[2:]), {}, conversation)
+    assert [[question.key[0] for question in batch] for batch in alike] == [["1", "1"]]  # one that is both
 
 
 def test_blocks_are_counted_at_the_peak_under_the_part_they_turn_out_to_be() -> None:

@@ -1,6 +1,6 @@
 """Time a training step of ours beside transformers.Trainer and TRL, on the same rows, steps, base and adapter.
 
-    python train/bench.py                                          # all arms, about 20 minutes on 2 cores
+    python train/bench.py                                          # all arms, some 40 minutes on 2 cores
     python train/bench.py recipes/smollm2-135m.yaml --arms ours trainer trl_packed --turns 3
 
 Arms take turns, each in a process of its own; more memory is needed than for one training (about 10 GB for the default).
@@ -24,7 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "smollm2-135m.yaml", help="default: the default recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="who takes part (default: all); ours always does")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, help="who takes part (default: all, but trl_autocast where bfloat16 is emulated); ours always"
+    )
     parser.add_argument("--turns", type=int, default=7, help="stretches that are timed (default: 7)")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps in each stretch (default: 6)")
     parser.add_argument("--warmup", type=int, default=6, help="steps before the first timed stretch (default: 6)")
@@ -47,10 +49,13 @@ def main() -> int:
     from rich.console import Console
 
     from nomoat import bench
+    from nomoat.bench_arms import worthwhile
     from nomoat.bench_record import headlines, table_of
     from nomoat.bench_work import Size
+    from nomoat.devices import choose_device
 
-    names = ["ours", *(name for name in ARMS[1:] if name in arguments.arms)]
+    chosen = arguments.arms or worthwhile(ARMS, choose_device(recipe.hardware).kind)
+    names = ["ours", *(name for name in ARMS[1:] if name in chosen)]
     if len(names) == 1:
         raise NomoatError("--arms: name at least one arm besides ours, for example --arms trainer")
     console = Console()

@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from nomoat.packing import TOLERANCE, common_prefix, two_layer_copy
 
 Ids = tuple[int, ...]
 CHUNK = 64  # rows of logits that are float32 at a time: 13 MB for 49,152 words
+MOST_LOGITS = 1 << 27  # of references at a time where they are padded: 512 MiB in float32, 8 tokens of 64 rows for 262,144 words
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def begin_padded(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
     prompts, real = _side_by_side([question.prompt[shared:] for question in batch], pad_id, model.device, left=True)
     mask = torch.cat([mask, real], dim=1)
     first = forward(model, prompts, mask, cache, logits_to_keep=1)[:, -1]
+    known = _Known(batch, limit)
+    known.see(0, first[:, None])
     targets, real = _side_by_side([question.reference for question in batch], pad_id, model.device, left=False)
-    later = first[:, None][:, :0]
-    if targets.shape[1] > 1:
-        later = forward(model, targets[:, :-1], torch.cat([mask, real[:, :-1]], dim=1), cache)
-    rows = (torch.cat([first[n, None], later[n, : len(question.reference) - 1]]) for n, question in enumerate(batch))
-    known = _compare(batch, rows, limit)
+    step = max(1, MOST_LOGITS // first.numel())
+    for start in range(0, targets.shape[1] - 1, step):
+        end = min(start + step, targets.shape[1] - 1)
+        known.see(start + 1, forward(model, targets[:, start:end], torch.cat([mask, real[:, :end]], dim=1), cache))
     places, mask = _moved_right(mask, torch.tensor(known.counts, device=mask.device))
     places = _with_room(places)
     for layer in _layers(cache):
@@ -110,7 +112,8 @@ def begin_packed(model: Any, batch: Sequence[Question], *, pad_id: int, limit: i
         row_layout=layout,
         logits_to_keep=torch.cat([torch.arange(end - span, end) for end, span in zip(layout.ends, spans, strict=True)]).to(device),
     ).logits[0]
-    known = _compare(batch, logits.split(spans), limit)
+    known = _Known(batch, limit)
+    known.see(0, logits.split(spans))
     places, mask = layout.side_by_side([len(q.prompt) - shared + count for q, count in zip(batch, known.counts, strict=True)], device)
     places = _with_room(places)
     for layer in _layers(cache):
@@ -178,30 +181,37 @@ def _side_by_side(rows: Sequence[Ids], pad_id: int, device: Any, *, left: bool) 
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
 
 
-@dataclass
 class _Known:
-    """Of each reference its log-likelihood, how many of its tokens the model would say itself, and its logits after those."""
+    """Of each reference its log-likelihood, how many of its tokens the model would say itself, and its logits after those.
 
-    likelihoods: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    logits: list[Any] = field(default_factory=list)
+    A reference's last token, a stop, is not counted, and at most `limit` are.
+    """
 
+    def __init__(self, batch: Sequence[Question], limit: int) -> None:
+        self.references, self.limit = [question.reference for question in batch], limit
+        self.likelihoods, self.counts = [0.0] * len(batch), [0] * len(batch)
+        self.logits: list[Any] = [None] * len(batch)
 
-def _compare(batch: Sequence[Question], logits: Iterable[Any], limit: int) -> _Known:
-    """What each row's `logits` (reference tokens, vocabulary) say; a reference's stop is not counted, and `limit` tokens at most are."""
-    import torch
+    def see(self, start: int, logits: Iterable[Any]) -> None:
+        """Each row's `logits` (tokens, vocabulary), of its reference from token `start` on; what follows a reference is not read."""
+        import torch
 
-    known = _Known()
-    for question, predicted in zip(batch, logits, strict=True):
-        targets = torch.tensor(question.reference, device=predicted.device)
-        total = 0.0
-        for part, wanted in zip(predicted.split(CHUNK), targets.split(CHUNK), strict=True):
-            total += float(part.float().log_softmax(-1).gather(1, wanted[:, None]).sum())
-        said = (predicted.argmax(-1) == targets)[:-1].long().cumprod(0).sum()
-        known.likelihoods.append(total)
-        known.counts.append(min(int(said), limit))
-        known.logits.append(predicted[known.counts[-1]].clone())  # not a view that keeps all of them
-    return known
+        for row, (reference, predicted) in enumerate(zip(self.references, logits, strict=True)):
+            wanted = torch.tensor(reference[start : start + len(predicted)], device=predicted.device)
+            if len(wanted):
+                predicted = predicted[: len(wanted)]
+                for part, tokens in zip(predicted.split(CHUNK), wanted.split(CHUNK), strict=True):
+                    self.likelihoods[row] += float(part.float().log_softmax(-1).gather(1, tokens[:, None]).sum())
+                self._follow(row, start, predicted, wanted)
+
+    def _follow(self, row: int, start: int, predicted: Any, wanted: Any) -> None:
+        """Count on where all tokens before `start` were said."""
+        if self.counts[row] < start:
+            return
+        said = int((predicted.argmax(-1) == wanted).long().cumprod(0).sum())
+        count = self.counts[row] = min(start + said, len(self.references[row]) - 1, self.limit)
+        if count - start < len(predicted):
+            self.logits[row] = predicted[count - start].clone()  # not a view that keeps all of them
 
 
 def _moved_right(mask: Any, kept: Any) -> tuple[Any, Any]:

@@ -17,8 +17,6 @@ from nomoat.packing import IGNORED, Plan
 if TYPE_CHECKING:
     from transformers import Trainer
 
-TRL_BATCH = 8  # rows a step in TRL's own defaults
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -29,6 +27,7 @@ class Arm:
     steps_per_turn: int
     warmup_steps: int
     tokens: Sequence[int]  # of the rows of each step
+    own_steps: bool = False  # other rows than ours, out of the same set
 
 
 def build_arm(name: str, work: BenchWork) -> Arm:
@@ -179,15 +178,15 @@ def _loss_teller(trainer: Any, batch_of: Callable[[Sequence[Rendered]], dict[str
 
 
 def _trl_default(work: BenchWork) -> Arm:
-    """SFTTrainer as it comes: its own defaults for everything but what is trained and for how long; 8 rows a step, its own order."""
+    """SFTTrainer as it comes: its own defaults for everything but what is trained and for how long; 8 rows in its own order a step.
+
+    One step a turn is enough to tell: it computes in bfloat16 under checkpointing, and takes minutes where bfloat16 is emulated.
+    """
     from peft import LoraConfig, TaskType
     from trl import SFTConfig, SFTTrainer
 
     lora, rows = work.recipe.lora, work.rows
-    mean = work.tokens / len(rows)
-    per_turn = max(1, round(sum(row.length for step in work.steps[: work.size.steps_per_turn] for row in step) / (TRL_BATCH * mean)))
-    warmup = min(work.size.warmup_steps, 2)
-    arguments = _common(work, max_steps=warmup + work.size.turns * per_turn)
+    arguments = _common(work, max_steps=1 + work.size.turns)
     trainer = SFTTrainer(
         model=str(work.files.folder),
         args=SFTConfig(**arguments),
@@ -196,7 +195,8 @@ def _trl_default(work: BenchWork) -> Arm:
     )
     collate = trainer.data_collator
     counted = trainer.data_collator = _CountedCollator(collate)
-    return Arm(trainer, _loss_teller(trainer, lambda some: collate([example_of(row) for row in some])), per_turn, warmup, counted.counts)
+    tell = _loss_teller(trainer, lambda some: collate([example_of(row) for row in some]))
+    return Arm(trainer, tell, 1, 1, counted.counts, own_steps=True)
 
 
 class _CountedCollator:
@@ -277,3 +277,11 @@ WORDS = {
 }
 TRL_BEST = ("trl_packed", "trl_autocast", "trl_compiled", "trl_padded", "trl_sorted")
 OWN_STEPS = ("trl_default",)  # arms whose steps hold other rows than ours, out of the same set
+NEEDS_BFLOAT16 = ("trl_autocast",)  # arms that are never the fastest where bfloat16 is emulated, and then take minutes a step
+
+
+def worthwhile(names: Sequence[str], device: str) -> list[str]:
+    """The arms that are worth their time on a device of that kind."""
+    from nomoat.devices import has_bfloat16
+
+    return [name for name in names if name not in NEEDS_BFLOAT16 or has_bfloat16(device)]

@@ -25,10 +25,15 @@ def same_work(courses: Mapping[str, Course], precision: str) -> list[str]:
     for name, course in courses.items():
         if not abs(course.first_loss - ours.first_loss) <= tolerance:
             found.append(f"{name}: loss before any step {course.first_loss:.4f}, ours {ours.first_loss:.4f}, allowed {tolerance:g} apart")
-        if name not in OWN_STEPS and not abs(course.last_loss - ours.last_loss) <= LAST_LOSS_TOLERANCE:
+        if name not in OWN_STEPS and not _apart(course, ours) <= LAST_LOSS_TOLERANCE:
             ends = f"validation loss at the end {course.last_loss:.3f}, ours {ours.last_loss:.3f}"
             found.append(f"{name}: {ends}, allowed {LAST_LOSS_TOLERANCE} apart")
     return found
+
+
+def _apart(course: Course, ours: Course) -> float:
+    assert course.last_loss is not None and ours.last_loss is not None
+    return abs(course.last_loss - ours.last_loss)
 
 
 def build_record(courses: Mapping[str, Course], work: BenchWork, peaks: Sequence[float], flops: Mapping[str, float]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def table_of(record: Mapping[str, Any]) -> Table:
             f"{min(rates):.0f} to {max(rates):.0f}",
             f"{arm['peak_bytes'] / 1e9:.2f} GB",
             f"{arm['first_loss']:.4f}",
-            f"{arm['last_loss']:.3f}" + ("*" if name in OWN_STEPS else ""),
+            "-" if arm["last_loss"] is None else f"{arm['last_loss']:.3f}",
             "" if name == "ours" else f"{mine / statistics.median(rates):.2f} x as fast",
         )
     return table
@@ -145,6 +150,14 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
         f"{once['median']:.0%} with what rows of a pack begin with counted once, as it is computed"
     )
     return lines
+
+
+def speed_block(record: Mapping[str, Any], scoring: str) -> str:
+    """Training and scoring in Markdown, for the README."""
+    lines = [f"- {line}" for line in headlines(record)]
+    lines[0] = lines[0].replace("- ", "- **", 1).replace(" in tokens/s", "** in tokens/s", 1)
+    what = f"{record['steps']} steps of {record['tokens_a_step']} tokens in {record['precision']} with {record['threads']} threads"
+    return "\n".join([f"Training, {what}, all arms in turn:", "", *lines, "", f"Scoring, {scoring}."])
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:

@@ -32,12 +32,12 @@ class Turn:
 
 @dataclass
 class Course:
-    """What one arm did: losses are means per labelled token, in nats."""
+    """What one arm did: losses are means per labelled token, in nats; the last is not asked of an arm whose steps are its own."""
 
     first_loss: float
     warmup: Turn | None = None
     turns: tuple[Turn, ...] = ()
-    last_loss: float = float("nan")
+    last_loss: float | None = None
 
     def record(self) -> dict[str, Any]:
         """For bench.json."""
@@ -134,7 +134,7 @@ def _run(arm: Arm, work: BenchWork, pipe: Connection) -> None:
     arm.trainer.remove_callback(PrinterCallback)
     arm.trainer.train()
     pipe.recv()  # "finish"
-    pipe.send(("finish", arm.mean_loss(work.validation)))
+    pipe.send(("finish", None if arm.own_steps else arm.mean_loss(work.validation)))
 
 
 def _turn_taker(arm: Arm, pipe: Connection) -> Any:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nomoat import outlines, whole_model
 from nomoat.bases import BaseFiles, dtype_of
 from nomoat.batches import Rows, summed_loss
-from nomoat.beginnings import begin_packed, begin_padded
+from nomoat.beginnings import Question, begin_packed, begin_padded
 from nomoat.caches import SPARE
 from nomoat.devices import QUANTISED
 from nomoat.memory_trace import Block, MemoryTrace, by_part, keys_of
@@ -201,8 +201,12 @@ def loading(setting: Setting, work: Work) -> Memory:
 
 
 def scoring(setting: Setting, work: Work) -> Memory:
-    """Prompts and references of the largest batch, then answers up to the longest allowed."""
-    found = over_layers(setting.config, lambda config: _answering(replace(setting, config=config), work))
+    """Prompts and references of the batch that needs most, then answers up to the longest allowed."""
+
+    def of(batch: Sequence[Question]) -> Memory:
+        return over_layers(setting.config, lambda config: _answering(replace(setting, config=config), work, batch))
+
+    found = max(map(of, work.batches), key=Counter.total)
     held = setting.held(setting.scoring_precision)
     held["weights"] += _packed_copies(setting)
     if setting.in_full or setting.recipe.lora.method == "pissa":
@@ -210,7 +214,7 @@ def scoring(setting: Setting, work: Work) -> Memory:
     return found + held
 
 
-def _answering(setting: Setting, work: Work) -> Memory:
+def _answering(setting: Setting, work: Work, batch: Sequence[Question]) -> Memory:
     """The beginning of a batch (beginnings.py), or what its cache has grown to at the end if that is more."""
     fake, model = _fake_model(setting, setting.scoring_precision, row_attention=work.answers_packed)
     model.eval().requires_grad_(False)
@@ -218,7 +222,7 @@ def _answering(setting: Setting, work: Work) -> Memory:
     limit = setting.recipe.eval.max_new_tokens
     trace = MemoryTrace(fake, outlines.tensors_of(model))
     with trace.running(), torch.no_grad(), trace.of("activations"):
-        begun = begin(model, work.questions, pad_id=work.pad_id, limit=limit)
+        begun = begin(model, batch, pad_id=work.pad_id, limit=limit)
     states = [states for layer in begun.cache.layers if layer.is_initialized for states in (layer.keys, layer.values)]
     trace.timeline.rename(keys_of(states), "cache")
     blocks = trace.timeline.at_peak()

@@ -92,7 +92,7 @@ def _words(plan: CostPlan, phase: str, part: str) -> str:
     if part == "activations" and phase == "training":
         return f"of the fullest forward pass, {'rows packed' if plan.work.packed else 'rows padded'}"
     if part == "activations" and phase == "scoring":
-        return f"{len(plan.work.questions)} questions, {'end to end' if plan.work.answers_packed else 'padded'}"
+        return f"{len(plan.work.batches[0])} questions, {'end to end' if plan.work.answers_packed else 'padded'}"
     return PART_WORDS.get(part, "")
 
 

@@ -79,13 +79,13 @@ class ByteCount:
 
 @dataclass(frozen=True)
 class Work:
-    """The rows to train on and how, and the largest batch of questions to answer."""
+    """The rows to train on and how, and the batches of questions that may be the largest."""
 
     train: tuple[Rendered, ...]
     too_long: int
     plan: Plan
     pad_id: int
-    questions: tuple[Question, ...]
+    batches: tuple[tuple[Question, ...], ...]
     packed: bool
     row_attention: bool  # in training
     answers_packed: bool
@@ -116,12 +116,12 @@ def plan_work(recipe: Recipe, root: Path, files: BaseFiles, config: Any, device:
             f"all {len(rows)} training rows are too long: the shortest has {shortest} tokens, train.max_row_tokens is "
             f"{recipe.train.max_row_tokens}"
         )
-    questions = _largest_batch(recipe, choose_heldout(loaded.heldout, recipe.eval), examples, conversation)
+    batches = _largest_batches(recipe, choose_heldout(loaded.heldout, recipe.eval), examples, conversation)
     packed, row_attention = packing_of(config, train, device)
-    answers_packed = answers_pack(config, questions, device)
+    answers_packed = answers_pack(config, batches[0], device)
     too_long = len(rendered) - len(train)
     steps = _steps(recipe, train)
-    return Work(train, too_long, steps, conversation.pad_id, questions, packed, row_attention, answers_packed, tuple(notes))
+    return Work(train, too_long, steps, conversation.pad_id, batches, packed, row_attention, answers_packed, tuple(notes))
 
 
 def _conversation(files: BaseFiles, notes: list[str]) -> Any:
@@ -144,11 +144,14 @@ def _steps(recipe: Recipe, rows: Sequence[Rendered]) -> Plan:
     )
 
 
-def _largest_batch(
+def _largest_batches(
     recipe: Recipe, heldout: tuple[Row, ...], examples: dict[str, tuple[Row, ...]], conversation: Any
-) -> tuple[Question, ...]:
-    """Of all batches of all arms the one with the most tokens, padding included: tokenised are one row of each, and that one."""
-    largest: tuple[int, Arm, list[int]] | None = None
+) -> tuple[tuple[Question, ...], ...]:
+    """Of all batches of all arms the one with the most tokens, padding included, and the one with the most logits if that is another.
+
+    Tokenised are one row of each, and those.
+    """
+    found: list[tuple[int, int, Arm, list[int]]] = []
     for arm in make_arms(recipe.eval.arms, heldout, examples):
         if arm.name not in ("base", "few_shot"):
             continue  # they ask what the base is asked
@@ -156,13 +159,15 @@ def _largest_batch(
         for batch in batches_of(rough, arm, recipe.eval):
             longest = max(batch, key=lambda number: len(rough[number].prompt) + len(rough[number].reference))
             question = question_of(arm.rows[longest], arm, conversation)
-            size = len(batch) * (len(question.prompt) + len(question.reference))
-            if largest is None or size > largest[0]:
-                largest = size, arm, batch
-    if largest is None:
+            tokens = len(batch) * (len(question.prompt) + len(question.reference))
+            found.append((tokens, sum(len(rough[number].reference) for number in batch), arm, batch))
+    if not found:
         raise NomoatError(f"data: {recipe.data.source} leaves no held-out rows; it needs more rows, or more groups")
-    _, arm, batch = largest
-    return tuple(question_of(arm.rows[number], arm, conversation) for number in batch)
+    chosen = [max(found, key=lambda one: one[0]), max(found, key=lambda one: one[1])]
+    return tuple(
+        tuple(question_of(arm.rows[number], arm, conversation) for number in batch)
+        for _, _, arm, batch in chosen[: 1 if chosen[0] is chosen[1] else 2]
+    )
 
 
 # what only the architecture decides, tried on a small model of it with random weights
