@@ -134,6 +134,14 @@ def test_steps_are_lists_of_rows_that_fit_a_pack_and_sorting_loses_none(work: Be
     assert fixed_steps(work.recipe, work.rows, dataclasses.replace(SMALL, turns=40))  # more steps than an epoch has: rows repeat
 
 
+def test_steps_that_wake_a_waiting_arm_are_not_timed(work: BenchWork) -> None:
+    size = Size(turns=2, steps_per_turn=2, warmup_steps=1)
+    assert size.steps == 7 and size.timed == [2, 3, 5, 6]
+    [course] = take_turns(["ours"], work, between=lambda: None, told=lambda name, turn: None).values()
+    tokens = [sum(row.length for row in step) for step in work.steps]
+    assert [turn.tokens for turn in course.turns] == [tokens[2] + tokens[3], tokens[5] + tokens[6]] and len(set(tokens)) > 1
+
+
 def test_an_arm_in_bfloat16_is_left_out_where_that_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nomoat.devices.has_bfloat16", lambda kind: kind == "cuda")
     names = ["ours", "trl_packed", "trl_autocast"]

@@ -67,8 +67,7 @@ def run(recipe: Recipe, root: Path, names: list[str], size: Size, scratch: Path,
         courses = take_turns(names, work, between=between, told=told)
     flops = {
         which: sum(
-            matrix_peak.step_flops(step, shapes, head, recipe.lora.rank, shared=which == "computed")
-            for step in work.steps[size.warmup_steps :]
+            matrix_peak.step_flops(work.steps[number], shapes, head, recipe.lora.rank, shared=which == "computed") for number in size.timed
         )
         for which in ("rows", "computed")
     }

@@ -26,6 +26,7 @@ class Arm:
     mean_loss: Callable[[Sequence[Rendered]], float]
     steps_per_turn: int
     warmup_steps: int
+    waking_steps: int
     tokens: Sequence[int]  # of the rows of each step
     own_steps: bool = False  # other rows than ours, out of the same set
 
@@ -77,7 +78,8 @@ def _constant(recipe: Any) -> Any:
 def _fixed(work: BenchWork, trainer: Any, mean_loss: Callable[[Sequence[Rendered]], float]) -> Arm:
     """An arm on the work's own steps."""
     tokens = [sum(row.length for row in step) for step in work.steps]
-    return Arm(trainer, mean_loss, work.size.steps_per_turn, work.size.warmup_steps, tokens)
+    size = work.size
+    return Arm(trainer, mean_loss, size.steps_per_turn, size.warmup_steps, size.waking_steps, tokens)
 
 
 def _stock_model(work: BenchWork) -> Any:
@@ -180,7 +182,8 @@ def _loss_teller(trainer: Any, batch_of: Callable[[Sequence[Rendered]], dict[str
 def _trl_default(work: BenchWork) -> Arm:
     """SFTTrainer as it comes: its own defaults for everything but what is trained and for how long; 8 rows in its own order a step.
 
-    One step a turn is enough to tell: it computes in bfloat16 under checkpointing, and takes minutes where bfloat16 is emulated.
+    One step a turn, none before it, is enough to tell: it computes in bfloat16 under checkpointing, which takes minutes where
+    bfloat16 is emulated.
     """
     from peft import LoraConfig, TaskType
     from trl import SFTConfig, SFTTrainer
@@ -196,7 +199,7 @@ def _trl_default(work: BenchWork) -> Arm:
     collate = trainer.data_collator
     counted = trainer.data_collator = _CountedCollator(collate)
     tell = _loss_teller(trainer, lambda some: collate([example_of(row) for row in some]))
-    return Arm(trainer, tell, 1, 1, counted.counts, own_steps=True)
+    return Arm(trainer, tell, 1, 1, 0, counted.counts, own_steps=True)
 
 
 class _CountedCollator:

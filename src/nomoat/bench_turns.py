@@ -140,7 +140,8 @@ def _run(arm: Arm, work: BenchWork, pipe: Connection) -> None:
 def _turn_taker(arm: Arm, pipe: Connection) -> Any:
     """A callback that waits for its turn before a stretch and tells its time after it.
 
-    Timed from the first step's begin to the last one's end: the data of all steps but the first, forward, backward, optimiser.
+    Timed from the begin of the first step after the waking ones to the end of the last: forward, backward, optimiser, and the data of
+    all steps but the first.
     """
     from transformers import TrainerCallback
 
@@ -157,12 +158,16 @@ def _turn_taker(arm: Arm, pipe: Connection) -> Any:
             if self.left == 0:
                 pipe.recv()  # "go"
                 memory.start()
-                self.left, self.began = self.size, time.perf_counter()
+                self.left = self.size + (arm.waking_steps if self.done else 0)
+            if self.left == self.size:
+                self.began = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             _wait_for(args.device)
             self.left -= 1
-            if self.left == 0:
+            if self.left >= self.size:
+                self.done += 1  # a waking step
+            elif self.left == 0:
                 seconds = time.perf_counter() - self.began
                 tokens = sum(arm.tokens[self.done : self.done + self.size])
                 peak = memory.peak_device_bytes() or memory.peak_resident_bytes()

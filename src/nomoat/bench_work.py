@@ -19,16 +19,27 @@ Step = tuple[Rendered, ...]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: `turns` stretches of `steps_per_turn` steps each, after `warmup_steps` that do not count."""
+    """How much is measured: `turns` stretches of `steps_per_turn` steps each, after `warmup_steps` that do not count.
+
+    Nor do `waking_steps` before each stretch: a process that has waited for minutes fetches its libraries' pages from disk again, which
+    costs the fastest arm the largest part of its time.
+    """
 
     turns: int
     steps_per_turn: int
     warmup_steps: int
+    waking_steps: int = 1
 
     @property
     def steps(self) -> int:
         """Steps of an arm altogether."""
-        return self.warmup_steps + self.turns * self.steps_per_turn
+        return self.warmup_steps + self.turns * (self.waking_steps + self.steps_per_turn)
+
+    @property
+    def timed(self) -> list[int]:
+        """Numbers of the steps that are timed."""
+        stretch = self.waking_steps + self.steps_per_turn
+        return [n for n in range(self.warmup_steps, self.steps) if (n - self.warmup_steps) % stretch >= self.waking_steps]
 
 
 @dataclass(frozen=True)
