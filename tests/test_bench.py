@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nomoat import bench, bench_record, matrix_peak
 from nomoat.bench_arms import worthwhile
+from nomoat.bench_scoring import sentence
 from nomoat.bench_turns import Course, Turn, take_turns
 from nomoat.bench_work import BenchWork, Size, fixed_steps, pack_of, sorted_halves
 from nomoat.conversation import Rendered
@@ -146,3 +147,14 @@ def test_an_arm_in_bfloat16_is_left_out_where_that_is_emulated(monkeypatch: pyte
     monkeypatch.setattr("nomoat.devices.has_bfloat16", lambda kind: kind == "cuda")
     names = ["ours", "trl_packed", "trl_autocast"]
     assert worthwhile(names, "cpu") == names[:2] and worthwhile(names, "cuda") == names
+
+
+def test_speed_in_words_puts_trl_at_its_best_first_and_tells_of_answers_that_differ() -> None:
+    folder = Path(__file__).resolve().parent.parent / "recipes" / "reference" / "speed"
+    record, scoring = read_json(folder / "bench.json"), read_json(folder / "scoring.json")
+    assert not record["dirty"] and record["not_the_same_work"] == []
+    block = bench_record.speed_block(record, sentence(scoring))
+    first, *others = [line for line in block.splitlines() if line.startswith("- ")]
+    assert first.startswith(f"- **{record['ratios']['trl_best']['tokens_per_second']['median']:.2f} x TRL at its best") and len(others) == 3
+    assert block.endswith("answers identical.")
+    assert sentence({**scoring, "identical": 0.995, "largest_gap": 5e-4}).endswith("at most 5.0e-04 apart")

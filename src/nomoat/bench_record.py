@@ -140,8 +140,10 @@ def headlines(record: Mapping[str, Any]) -> list[str]:
     for peer in (peer for peer in titles if peer in record["ratios"]):
         ratio = record["ratios"][peer]
         speed = ratio["tokens_per_second"]
+        which = WORDS[ratio["arm"]]
+        named = titles[peer] if which == titles[peer] else f"{titles[peer]} ({which})"
         lines.append(
-            f"{speed['median']:.2f} x {titles[peer]} ({WORDS[ratio['arm']]}) in tokens/s, {speed['lowest']:.2f} to {speed['highest']:.2f} "
+            f"{speed['median']:.2f} x {named} in tokens/s, {speed['lowest']:.2f} to {speed['highest']:.2f} "
             f"turn by turn; {ratio['peak_memory']['median']:.2f} x its peak memory"
         )
     share, once = record["share_of_peak"], record["share_of_peak_shared_once"]

@@ -161,7 +161,5 @@ def summary(timed: Sequence[Timed]) -> dict[str, Any]:
 
 def sentence(found: dict[str, Any]) -> str:
     """A summary in words."""
-    return (
-        f"all arms: {found['ratio']:.2f} x as fast as generate in eights, {found['identical']:.2%} of {found['rows']} answers identical, "
-        f"the others part at two logits at most {found['largest_gap']:.1e} apart"
-    )
+    same = f"all arms: {found['ratio']:.2f} x as fast as generate in eights, {found['identical']:.2%} of {found['rows']} answers identical"
+    return same if found["identical"] == 1 else f"{same}, the others part at two logits at most {found['largest_gap']:.1e} apart"
