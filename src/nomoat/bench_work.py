@@ -21,8 +21,8 @@ Step = tuple[Rendered, ...]
 class Size:
     """How much is measured: `turns` stretches of `steps_per_turn` steps each, after `warmup_steps` that do not count.
 
-    Nor do `waking_steps` before each stretch: a process that has waited for minutes fetches its libraries' pages from disk again, which
-    costs the fastest arm the largest part of its time.
+    Nor do `waking_steps` before each stretch: a process that has waited for minutes may have to fetch pages again, which would cost
+    the fastest arm the largest part of its time.
     """
 
     turns: int
