@@ -101,6 +101,13 @@ def test_a_tier_with_one_family_says_what_its_interval_speaks_of(run_dir: Path) 
     assert getattr(tiers["phrasing"], "note", "missing") is None
 
 
+def test_a_note_of_another_version_is_read_in_todays_words(run_dir: Path) -> None:
+    path, today = written(run_dir), build_report(run_dir)
+    edit(path, "arms", "adapter", "tiers", "family", "note", to="worded in another way")
+    edit(path, "arms", "adapter", "tiers", "phrasing", "note", to="and one that its rows do not give")
+    assert read_report(path) == today
+
+
 def test_families_that_do_not_clear_their_baselines_are_named(tmp_path: Path) -> None:
     rates = {"nearest_row": (0.2, 1.0, None, None)}
     report = build_report(make_run(tmp_path / "run", rates=rates))

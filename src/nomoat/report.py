@@ -31,12 +31,13 @@ from nomoat.report_parts import (
     optional_json,
     run_cost,
 )
-from nomoat.report_schema import SCHEMA_VERSION, Harness, Report
+from nomoat.report_schema import SCHEMA_VERSION, Arm, Harness, Report
 from nomoat.samples import side_by_side
 from nomoat.strict_yaml import parse_yaml
 from nomoat.wording import failure_reason
 
 TOLERANCE = 1e-6
+NOTE = "note"  # the one field that is words about the rows; a version that words it in another way can still read the report
 
 
 def build_report(run_dir: Path) -> Report:
@@ -83,7 +84,7 @@ def read_report(path: Path) -> Report:
     """Read a report and compute all that follows from its rows again.
 
     Raises NomoatError for a file that is missing, torn or of another schema, and for any number that its own rows do
-    not give, naming the field and both values.
+    not give, naming the field and both values. A tier's note is not checked but written anew.
     """
     report = checked(Report, _json(path), str(path))
     found = aggregate(report.rows, primary=report.comparison.primary, gate=report.adapter.gate)
@@ -92,7 +93,14 @@ def read_report(path: Path) -> Report:
         _compare(_plain(written), _plain(computed), name, path)
     _compare(report.status, "failed" if failure_reason(report.adapter.gate) else "finished", "status", path)
     _compare(report.cost.seconds, sum(report.cost.seconds_by_phase.values()), "cost.seconds", path)
-    return report
+    return report.model_copy(update={"arms": {name: _noted(arm, found.arms[name]) for name, arm in report.arms.items()}})
+
+
+def _noted(arm: Arm, found: Arm) -> Arm:
+    """The arm as written, with the notes that its rows give."""
+    notes = {name: tier.note for name, tier in found.tiers.items() if tier}
+    tiers = {name: tier and tier.model_copy(update={NOTE: notes[name]}) for name, tier in arm.tiers.items()}
+    return arm.model_copy(update={"tiers": tiers})
 
 
 def verify_files(report: Report, run_dir: Path) -> None:
@@ -131,7 +139,8 @@ def _compare(written: Any, computed: Any, place: str, path: Path) -> None:
     """Raise at the first leaf where what stands in the report is not what its rows give."""
     if isinstance(written, dict) and isinstance(computed, dict):
         for key in sorted(written.keys() | computed.keys()):
-            _compare(written.get(key), computed.get(key), f"{place}.{key}", path)
+            if key != NOTE:
+                _compare(written.get(key), computed.get(key), f"{place}.{key}", path)
     elif isinstance(written, list) and isinstance(computed, list) and len(written) == len(computed):
         for index, (left, right) in enumerate(zip(written, computed, strict=True)):
             _compare(left, right, f"{place}[{index}]", path)
