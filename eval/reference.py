@@ -41,6 +41,9 @@ def main() -> int:
     speed = ROOT / "recipes" / "reference" / "speed"
     if speed.is_dir():
         blocks["speed"] = speed_block(read_json(speed / "bench.json"), sentence(read_json(speed / "scoring.json")))
+    precision = ROOT / "recipes" / "reference" / "precision"
+    if precision.is_dir():
+        blocks["precision"] = reference.precision_table(precision)
     stale = []
     for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "memo" / "README.md"):
         old = path.read_text(encoding="utf-8")

@@ -61,6 +61,21 @@ def test_a_report_of_the_memo_is_of_its_role(path: Path) -> None:
     assert made.model_copy(update={"hardware": recipe.hardware, "precision": recipe.precision}) == recipe
 
 
+def test_the_reports_in_several_precisions_are_of_one_recipe_and_the_rows_that_are_here() -> None:
+    reports = {path.stem: read_report(path) for path in (FOLDER / "precision").glob("*.json")}
+    assert set(reports) == {"bfloat16", "int8", "nf4"}
+    for name, report in reports.items():
+        made = Recipe.model_validate(report.recipe)
+        assert report.status == "finished" and not report.provenance["dirty"] and report.provenance["dtype"] == name
+        recipe = load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", [f"data.fraction={made.data.fraction}"])
+        may_differ = {"precision": recipe.precision, "hardware": recipe.hardware, "eval": recipe.eval}
+        assert made.model_copy(update=may_differ) == recipe
+        rows = load_rows(recipe, ROOT).rows
+        assert report.provenance["data"]["heldout_sha256"] == rows.heldout_sha256
+        assert report.provenance["data"]["train_sha256"] == rows.train_sha256
+    assert len({report.recipe["data"]["fraction"] for report in reports.values()}) == 1
+
+
 def test_the_tables_are_those_of_the_reports() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "eval" / "reference.py"), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -146,6 +161,21 @@ def test_a_run_on_another_machine_has_a_line_of_its_own_and_is_no_seed(tmp_path:
     first, second = reference.recipe_lines(found).splitlines()
     assert "mean of 2 seeds" in first and "L4" not in first
     assert "| NVIDIA L4, bfloat16 |" in second and ", 1.7 GB on the GPU |" in second and "mean" not in second
+
+
+def test_a_quantised_base_is_shown_with_what_it_loses(tmp_path: Path) -> None:
+    reports = {name: build_report(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate(("bfloat16", "nf4"))}
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for name, report in reports.items():
+        write_report(report, folder / f"{name}.json")
+    first, second = reference.precision_table(folder).splitlines()[2:]
+    lost = paired_tiers(reports["nf4"], reports["bfloat16"])["phrasing"]
+    assert lost.interval is not None and first.startswith("| bfloat16 | ") and first.endswith("| - | - |")
+    assert second.startswith("| nf4 | ") and second.endswith(f"{lost.difference:+.2f} [{lost.interval[0]:+.2f}, {lost.interval[1]:+.2f}] |")
+    (folder / "bfloat16.json").unlink()
+    with pytest.raises(NomoatError, match=r"bfloat16\.json"):
+        reference.precision_table(folder)
 
 
 def test_a_published_report_that_does_not_hold_is_said_to_be_so_and_stops_nothing(tmp_path: Path) -> None:

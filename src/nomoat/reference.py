@@ -1,7 +1,8 @@
 """The published reports in recipes/reference/, and the tables that the READMEs show of them.
 
 `<recipe>.json` is the report of a real run of that recipe; `<recipe>.<variant>.json` one of the same recipe with another seed
-(`seed1`, `seed2`), with less data (`quarter`), or on another machine (any other name). No table is written by hand.
+(`seed1`, `seed2`), with less data (`quarter`), or on another machine (any other name). `precision/` holds one recipe in several
+precisions, `speed/` what `make bench` found. No table is written by hand.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nomoat import wording
-from nomoat.comparing import obstacles_between, paired_tiers, repetition
+from nomoat.comparing import compare, obstacles_between, paired_tiers, repetition
 from nomoat.errors import NomoatError
 from nomoat.paired import NORMAL_95
 from nomoat.report import read_report
@@ -22,6 +23,7 @@ from nomoat.statistics import SeedsEstimate, seeds_estimate
 RECIPE_HEAD = """\
 | recipe | base | trained on, in | memory | time, in all | rental | score on known / unseen phrasings |
 |---|---|---|---|---|---|---|"""
+JUDGED = ("values", "phrasing")
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -135,15 +137,20 @@ def quarter_sentence(found: Published) -> str:
     if found.quarter is None:
         return ""
     parts = [
-        f"{wording.number(-lost.difference, signed=True)} {wording.interval(_turned(lost), signed=True)} on {wording.tier_words(tier)}"
+        f"{_signed(_turned(lost))} on {wording.tier_words(tier)}"
         for tier, lost in paired_tiers(found.main, found.quarter).items()
-        if tier in ("values", "phrasing")
+        if tier in JUDGED
     ]
     return f"The same recipe on a quarter of the training rows: {' and '.join(parts)}."
 
 
-def _turned(difference: FamilyDifference) -> tuple[float, float] | None:
-    return None if difference.interval is None else (-difference.interval[1], -difference.interval[0])
+def _signed(difference: FamilyDifference) -> str:
+    return f"{wording.number(difference.difference, signed=True)} {wording.interval(difference.interval, signed=True)}"
+
+
+def _turned(found: FamilyDifference) -> FamilyDifference:
+    bounds = None if found.interval is None else (-found.interval[1], -found.interval[0])
+    return found.model_copy(update={"difference": -found.difference, "interval": bounds})
 
 
 def report_block(found: Published) -> str:
@@ -164,7 +171,7 @@ def recipe_lines(found: Published) -> str:
 def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:
     report = seeds[0]
     base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
-    scores = [wording.number(seeds_score(seeds, tier)) for tier in ("values", "phrasing")]
+    scores = [wording.number(seeds_score(seeds, tier)) for tier in JUDGED]
     cost, device = report.cost, report.provenance.get("device") or {}
     count = report.provenance.get("threads")
     threads = f", {count} thread{'' if count == 1 else 's'}" if device.get("kind") == "cpu" else ""
@@ -175,6 +182,22 @@ def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:
         f"| [{recipe}]({recipe}.yaml) | {base} | {device.get('name')}{threads}, {report.provenance.get('dtype')} | {memory} | "
         f"{wording.duration(cost.seconds)} | {money} | {' / '.join(scores)}{note} |"
     )
+
+
+def precision_table(folder: Path, reference: str = "bfloat16") -> str:
+    """What a quantised base loses: each report below `folder`, named for its precision, against the one called `reference`.
+
+    Raises NomoatError where one is missing, does not hold or cannot be compared.
+    """
+    names = [reference, *sorted(path.stem for path in folder.glob("*.json") if path.stem != reference)]
+    found = compare([read_report(folder / f"{name}.json") for name in names])
+    head = [f"{wording.tier_words(tier)}{less}" for less in ("", f", less {reference}") for tier in JUDGED]
+    lines = [f"| base in | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
+    for name, report, lost in zip(names, found.reports, found.differences, strict=True):
+        cells = [wording.number(seeds_score([report], tier)) for tier in JUDGED]
+        cells += ["-" if name == reference else _signed(lost[tier]) for tier in JUDGED]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
