@@ -1,5 +1,5 @@
 # The front door. `make` alone lists what it can do; every target makes or refreshes .venv by itself.
-# Make turns each failure into its own exit code 2; the scripts' codes are 0 done, 1 failed gate or regression, 2 bad input, 130 Ctrl-C.
+# Make turns each failure into its own exit code 2; the scripts' codes are 0 done, 1 failed gate or regression, 2 bad input, 130 stopped.
 
 PYTHON ?= python3
 UV ?= uv

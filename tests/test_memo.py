@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,19 @@ def test_two_runs_are_added_scored_and_paid_for(tmp_path: Path, monkeypatch: pyt
     assert all(one.usd == pytest.approx(one.seconds / 100) for one in found.spent)
     told = {claim["id"]: claim for claim in verdict(found)["claims"]}
     assert told["M10"]["measured"][0]["exact"] and told["M9"]["lacking"] == "no run of b_on_a"
+
+
+def test_whoever_is_stopped_stops_the_run_it_has_started() -> None:
+    sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = (
+        "import sys; from nomoat import errors, memo_runs; memo_runs.GRACE_SECONDS = 0.1; "
+        f"errors.run_script(lambda: memo_runs.run_to_its_end([sys.executable, '-c', {sleeps!r}]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    started = int(process.stdout.readline())
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "same command" in said and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)

@@ -134,12 +134,13 @@ def test_a_killed_run_is_resumed_to_the_same_adapter_and_both_stretches_are_paid
     assert report.cost.seconds_by_phase["train"] == pytest.approx(sum(segment["elapsed_seconds"] for segment in training))
 
 
-def test_a_second_process_is_told_who_has_the_run_and_ctrl_c_ends_the_first_cleanly(workplace: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_process_is_told_who_has_the_run_and_the_first_ends_cleanly_when_stopped(workplace: Path, sent: signal.Signals) -> None:
     long = ("train.epochs=100", "train.batch_tokens=128", "train.pack_tokens=128", "train.checkpoints=100")  # minutes, if left alone
     process = start_until_first_checkpoint(workplace, *long)
     second = run(workplace, "train/sft.py", "tiny.yaml", *long)
     assert second.returncode == 2 and str(process.pid) in second.stderr and "Traceback" not in second.stderr
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in said and "same command" in said
 

@@ -3,15 +3,16 @@
 NomoatError            exit 2   bad input: the message says what, where and what to do
 +-- RecipeError        exit 2   every problem of a recipe at once
 +-- RunFailed          exit 1   the work was done and its result is a failure (gate, regression)
-KeyboardInterrupt      exit 130 stopped by the user; what was saved is said
+KeyboardInterrupt      exit 130 stopped by Ctrl-C or by SIGTERM (kill, a batch system, a container's stop); what was saved is said
 """
 
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class NomoatError(Exception):
@@ -52,8 +53,13 @@ def _is_full_disk(error: BaseException) -> bool:
     return any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing", "Disk quota exceeded"))
 
 
+def _stop(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main` and leave with its exit code; a known error is one message on stderr."""
+    """Run a script's `main` and leave with its exit code; a known error is one message on stderr, and SIGTERM is heeded as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ ROLES = ("lora", "full", "a", "b", "b_on_a", BOTH, "noisy25", "rank1", "rank4", 
 SEEDS = {"rank1": 1, "rank4": 1, "rank64": 1, "noisy50": 1}  # ranks for want of hours; half noise is shown, not judged
 STARTS = {"b_on_a": "a"}
 SUMMANDS = ("a", "b")
+GRACE_SECONDS = 10.0  # Ctrl-C in a terminal reaches a run as well, which then ends by itself
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,26 @@ def make(planned: Planned, root: Path, runs_dir: Path, overrides: list[str], con
     console.print(f"\n[bold]{planned.role}, seed {planned.seed}[/bold]", highlight=False)
     command = _added(planned, root, runs_dir, overrides) if planned.role == BOTH else _trained(planned, root, runs_dir, overrides)
     try:
-        done = subprocess.run([sys.executable, *command, f"--runs-dir={folder}"], check=False)
+        code = run_to_its_end([sys.executable, *command, f"--runs-dir={folder}"])
     finally:
         write_spent(runs_dir, planned.report.parent)
-    if done.returncode:
-        raise RunFailed(f"{planned.role} with seed {planned.seed} ended with exit code {done.returncode}; the same command goes on with it")
+    if code:
+        raise RunFailed(f"{planned.role} with seed {planned.seed} ended with exit code {code}; the same command goes on with it")
     shutil.copyfile(finished(folder) / "report.json", planned.report)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """The exit code of a process; whoever stops us stops it too, and it has written what it has when we end."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+            raise
 
 
 def _trained(planned: Planned, root: Path, runs_dir: Path, overrides: list[str]) -> list[str]:
