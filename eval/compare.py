@@ -32,10 +32,10 @@ def main() -> int:
     if not paths:
         raise NomoatError(f"no finished run under {options.runs_dir}: train one first with `make train`, or name the runs to compare")
     paths, found = compare_paths(paths, reference=options.reference, force=options.force)
+    page = options.out or options.runs_dir / "compare.html"
+    write_atomically(page, render_comparison(found, paths))  # before printing: `| head` closes the pipe, and the page should be there
     console = Console()
     print_comparison(found, console, benchmark_rows(found, paths))
-    page = options.out or options.runs_dir / "compare.html"
-    write_atomically(page, render_comparison(found, paths))
     console.print(f"\nthe same as a page, with the rows where runs disagree: {page}", highlight=False, soft_wrap=True)
     if options.fail_on_regression:
         refuse_regressions(found)

@@ -44,7 +44,7 @@ def make(template: Report) -> Make:
         train = stated.get("train_seconds", 600.0)
         cost = {"seconds": stated.get("seconds", 1500.0), "seconds_by_phase": {"train": train}, "usd": stated.get("usd", 1.0)}
         cost |= {"usd_as_if": stated.get("as_if"), "usd_as_if_label": "as if rented small.large"}
-        cost["peak_memory_bytes"] = stated.get("memory", 6_000_000_000)
+        cost |= {"peak_memory_bytes": stated.get("memory", 6_000_000_000), "waited_share": stated.get("waited")}
         better = template.comparison.tiers["phrasing"].model_copy(update={"verdict": stated.get("few_shot_verdict", "better")})
         comparison = {"verdict": stated.get("verdict", "better"), "primary": "phrasing", "few_shot": {"phrasing": better}}
         adapter = {
@@ -150,6 +150,7 @@ def test_lora_against_full_fine_tuning(make: Make) -> None:
         ({"gflops": 400.0}, "150 to 400 GFLOP/s"),
         ({"gflops": None}, "not rec"),
         ({"shared": True}, "other runs worked on the machine"),
+        ({"waited": 0.5}, "waited for a core for 50% of the time"),
     ],
 )
 def test_times_of_different_machines_are_not_compared(make: Make, elsewhere: dict[str, Any], said: str) -> None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nomoat.meters import EnergyCounter, EnergyMeter, MemoryMeter, energy_meter, hardware, nvml_counters, rapl_counters, usable_cpus
+from nomoat.meters import (
+    CoreMeter,
+    EnergyCounter,
+    EnergyMeter,
+    MemoryMeter,
+    energy_meter,
+    hardware,
+    nvml_counters,
+    rapl_counters,
+    usable_cpus,
+)
 
 
 def counter(*readings: float, wraps_at: float | None = None) -> EnergyCounter:
@@ -163,3 +175,49 @@ def test_a_containers_quota_limits_its_processors(tmp_path: Path) -> None:
     assert usable_cpus(limit) == 1
     limit.write_text("10000 100000\n")
     assert usable_cpus(limit) == 1, "never none"
+
+
+def schedstat(proc: Path, thread: str, content: str) -> None:
+    path = proc / "task" / thread
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "schedstat").write_text(content)
+
+
+def test_threads_add_up_and_one_that_begins_later_counts_in_full(tmp_path: Path) -> None:
+    schedstat(tmp_path, "1", "5000000000 1000000000 7\n")
+    meter = CoreMeter(tmp_path)
+    meter.start()
+    schedstat(tmp_path, "1", "8000000000 1500000000 9\n")
+    schedstat(tmp_path, "2", "2000000000 250000000 1\n")
+    assert meter.sample() == (5.0, 0.75)
+
+
+@pytest.mark.parametrize("content", [None, "", "no statistics here\n"])
+def test_without_the_schedulers_statistics_nothing_is_said_of_cores(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        schedstat(tmp_path, "1", content)
+    meter = CoreMeter(tmp_path)
+    meter.start()
+    assert meter.sample() == (None, None)
+
+
+BUSY = """
+import os, sys, time
+from nomoat.meters import CoreMeter
+os.sched_setaffinity(0, {int(sys.argv[1])})
+meter = CoreMeter()
+meter.start()
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    pass
+ran, waited = meter.sample()
+print(waited / (ran + waited))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux says how long a thread waited, where its kernel counts that")
+def test_two_that_share_a_core_each_wait_for_it() -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    both = [subprocess.Popen([sys.executable, "-c", BUSY, core], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    shares = [float(process.communicate(timeout=60)[0]) for process in both]
+    assert max(shares) > 0.2

@@ -56,6 +56,13 @@ def test_times_of_a_shared_machine_are_said_to_be_such(tmp_path: Path) -> None:
     assert "other work" not in printed(make_run(tmp_path / "alone"))
 
 
+def test_waiting_for_a_core_is_said_where_it_is_not_small(tmp_path: Path) -> None:
+    crowded = make_run(tmp_path / "crowded", ledger=ledger_lines(ran_seconds=3.0, waited_seconds=1.0))
+    assert "waited for a core for 25% of the time" in " ".join(printed(crowded, width=120).split())
+    alone = make_run(tmp_path / "alone", ledger=ledger_lines(ran_seconds=99.0, waited_seconds=1.0))
+    assert "for a core" not in printed(alone, width=120)
+
+
 def test_energy_nobody_measured_is_said_to_be_so(tmp_path: Path) -> None:
     lines = [line for line in printed(make_run(tmp_path / "run")).splitlines() if line.startswith("Energy")]
     assert len(lines) == 1 and "not measured" in lines[0]

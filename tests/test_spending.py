@@ -51,6 +51,12 @@ def test_the_same_line_is_not_counted_twice_but_another_runs_line_is() -> None:
     assert totals([line(seconds=10), line(seconds=10)]).seconds == 20
 
 
+def test_waiting_for_a_core_is_a_share_of_running_and_waiting_in_segments_that_know_it() -> None:
+    known = [line(ran_seconds=30.0, waited_seconds=10.0), line(ran_seconds=50.0, waited_seconds=10.0)]
+    assert totals([*known, line(), line(ran_seconds=None, waited_seconds=None)]).waited_share == 0.2
+    assert totals([line()]).waited_share is None, "an older ledger says nothing of it"
+
+
 def test_an_empty_ledger_has_totals_too() -> None:
     spent = totals([])
     assert (spent.seconds, spent.tokens_per_second, spent.energy_wh, spent.hardware) == (0, None, None, ())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nomoat import wording
 from nomoat.report_schema import Report
+from nomoat.spending import WAITING
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def time_fact(report: Report) -> Fact:
     notes = [f"{wording.duration(training)} of it training"] if training else []
     if report.shared:
         notes.append("other work ran on the machine meanwhile")
+    waited = cost.waited_share or 0.0
+    if waited >= WAITING:
+        notes.append(f"its threads waited for a core for {waited:.0%} of the time they could have run")
     return Fact("Time", wording.duration(cost.seconds), "; ".join(notes))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.files import canonical_json, read_json, read_lines, write_atomically, write_json
-from nomoat.meters import EnergyMeter, MemoryMeter, energy_meter
+from nomoat.meters import CoreMeter, EnergyMeter, MemoryMeter, energy_meter
 from nomoat.spending import Cost, Totals, cost, totals
 
 __all__ = ["Cost", "Ledger", "Segment", "Totals", "cost", "read_segments", "totals"]
@@ -40,6 +40,7 @@ PHASES = (
     "harness",
     "report",
 )
+UNREAD = ("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source", "ran_seconds", "waited_seconds")
 Record = dict[str, Any]
 
 
@@ -51,6 +52,8 @@ class Segment:
         self._energy, self._memory = energy, memory
         self._counts = {"compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
         self._lock = threading.Lock()
+        self._cores = CoreMeter()
+        self._cores.start()
         memory.start()
         energy.start()
         self._began = time.monotonic()
@@ -73,6 +76,7 @@ class Segment:
 
     def record(self, status: str) -> Record:
         """The line as it would be written now."""
+        ran, waited = self._cores.sample()
         with self._lock:
             return {
                 **self._facts,
@@ -82,6 +86,8 @@ class Segment:
                 "peak_device_bytes": self._memory.peak_device_bytes(),
                 "energy_wh": self._energy.sample(),
                 "energy_source": self._energy.source,
+                "ran_seconds": ran,
+                "waited_seconds": waited,
                 "status": status,
             }
 
@@ -131,14 +137,12 @@ class Ledger:
     def backdate(self, phase: str, seconds: float) -> None:
         """Note a stretch that was over before the ledger could be opened: starting up, fetching the base."""
         counts = {"elapsed_seconds": seconds, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
-        unknown = dict.fromkeys(("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source"))
-        self._append({**self._facts(phase), **counts, **unknown, "status": "done"})
+        self._append({**self._facts(phase), **counts, **dict.fromkeys(UNREAD), "status": "done"})
 
     def reuse(self, phase: str, cost_when_made: Mapping[str, Any]) -> None:
         """Note a result taken over from an earlier run: it costs nothing now, and shows what it cost when it was made."""
         nothing = {"elapsed_seconds": 0.0, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
-        unknown = dict.fromkeys(("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source"))
-        self._append({**self._facts(phase), **nothing, **unknown, "status": "cached", "cost_when_made": dict(cost_when_made)})
+        self._append({**self._facts(phase), **nothing, **dict.fromkeys(UNREAD), "status": "cached", "cost_when_made": dict(cost_when_made)})
 
     def cost_of(self, phase: str) -> Record:
         """What `phase` has cost in this run, every attempt counted, in the form that `reuse` of a later run takes."""

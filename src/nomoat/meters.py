@@ -1,4 +1,4 @@
-"""What a stretch of work used, read from the machine: memory and energy. What cannot be read is None, never a guess."""
+"""What a stretch of work used, read from the machine: memory, energy, cores. What cannot be read is None, never a guess."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nomoat.prices import architecture_name
 POWERCAP = Path("/sys/class/powercap")
 PROC = Path("/proc/self")
 JOULES_PER_WH = 3600.0
+NS_PER_SECOND = 1e9
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,37 @@ class MemoryMeter:
         if not devices:
             return None
         return sum(sys.modules["torch"].cuda.max_memory_reserved(device) for device in devices)
+
+
+@dataclass
+class CoreMeter:
+    """Seconds that the threads of this process ran since `start`, and seconds that they were ready to and waited for a core.
+
+    They add up over threads, and come from Linux' scheduler (sched-stats): elsewhere None. A thread that has ended is not in them.
+    """
+
+    proc: Path = PROC
+    _before: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Count from now."""
+        self._before = self._threads()
+
+    def sample(self) -> tuple[float | None, float | None]:
+        """Seconds run and seconds waited so far."""
+        now = self._threads()
+        if not now:
+            return None, None
+        since = [[after - before for after, before in zip(now[one], self._before.get(one, (0.0, 0.0)), strict=True)] for one in now]
+        return sum(ran for ran, _ in since), sum(waited for _, waited in since)
+
+    def _threads(self) -> dict[str, tuple[float, float]]:
+        found = {}
+        for path in self.proc.glob("task/*/schedstat"):
+            with suppress(OSError, ValueError):  # a thread that ends meanwhile; a kernel that says something else there
+                ran, waited, _ = path.read_text().split()
+                found[path.parent.name] = (int(ran) / NS_PER_SECOND, int(waited) / NS_PER_SECOND)
+        return found
 
 
 def _cuda_devices() -> Sequence[int]:

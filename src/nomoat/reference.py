@@ -1,8 +1,8 @@
 """The published reports in recipes/reference/, and the tables that the READMEs show of them.
 
 `<recipe>.json` is the report of a real run of that recipe; `<recipe>.<variant>.json` one of the same recipe with another seed
-(`seed1`, `seed2`), with less data (`quarter`), or on another machine (any other name). `precision/` holds one recipe in several
-precisions, `speed/` what `make bench` found. No table is written by hand.
+(`seed1`, `seed2`), on fewer rows (`quarter`: of its own; `rows25`: 0.25 of all there are), or on another machine (any other name).
+`precision/` holds one recipe in several precisions, `speed/` what `make bench` found. No table is written by hand.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)
 
 @dataclass(frozen=True)
 class Published:
-    """All published runs of one recipe; `seeds` holds the main report first, `elsewhere` runs on other machines."""
+    """All published runs of one recipe: `seeds` with the main report first, `fewer` on fewer rows, `elsewhere` on other machines."""
 
     recipe: str
     seeds: tuple[Report, ...]
     quarter: Report | None
+    fewer: tuple[Report, ...] = ()
     elsewhere: tuple[Report, ...] = ()
 
     @property
@@ -57,8 +58,9 @@ def published(folder: Path) -> dict[str, Published]:
 
 def _sorted(recipe: str, reports: dict[str, Report]) -> Published:
     seeds = {name: report for name, report in reports.items() if name == "" or name.startswith("seed")}
-    elsewhere = tuple(report for name, report in reports.items() if name not in {*seeds, "quarter"})
-    return Published(recipe, tuple(seeds.values()), reports.get("quarter"), elsewhere)
+    fewer = {name: report for name, report in reports.items() if name.startswith("rows")}
+    elsewhere = tuple(report for name, report in reports.items() if name not in {*seeds, *fewer, "quarter"})
+    return Published(recipe, tuple(seeds.values()), reports.get("quarter"), tuple(fewer.values()), elsewhere)
 
 
 def against_published(report: Report, folder: Path) -> str | None:
@@ -136,12 +138,26 @@ def quarter_sentence(found: Published) -> str:
     """What a quarter of the training rows gives: the check that the scores come from the rows."""
     if found.quarter is None:
         return ""
-    parts = [
-        f"{_signed(_turned(lost))} on {wording.tier_words(tier)}"
-        for tier, lost in paired_tiers(found.main, found.quarter).items()
-        if tier in JUDGED
-    ]
-    return f"The same recipe on a quarter of the training rows: {' and '.join(parts)}."
+    return f"The same recipe on a quarter of the training rows: {_lost(found.main, found.quarter)}."
+
+
+def fewer_sentence(main: Report, fewer: Report) -> str:
+    """What a run on fewer rows takes, and what it loses row by row against the recipe as it stands."""
+    fraction = fewer.recipe["data"]["fraction"]
+    scores = " and ".join(wording.number(seeds_score([fewer], tier)) for tier in JUDGED)
+    taken_over = sum(fewer.cost.reused_seconds.values())
+    first = f", {wording.duration(fewer.cost.seconds + taken_over)} where the base has not been scored before," if taken_over else ""
+    return (
+        f'In less time: `make train SET="data.fraction={fraction}"` took {wording.duration(fewer.cost.seconds)}{first} on '
+        f"{(fewer.provenance.get('device') or {}).get('name')} with {fewer.provenance.get('threads')} threads and ended at {scores} (seed "
+        f"{fewer.provenance.get('seed')}): {_lost(main, fewer)}."
+    )
+
+
+def _lost(main: Report, fewer: Report) -> str:
+    return " and ".join(
+        f"{_signed(_turned(lost))} on {wording.tier_words(tier)}" for tier, lost in paired_tiers(main, fewer).items() if tier in JUDGED
+    )
 
 
 def _signed(difference: FamilyDifference) -> str:
@@ -157,15 +173,22 @@ def report_block(found: Published) -> str:
     """The README's block: verdict, table, costs."""
     return "\n\n".join(
         part
-        for part in (f"> {found.main.comparison.headline}", score_table(found), cost_sentence(found.main), quarter_sentence(found))
+        for part in (
+            f"> {found.main.comparison.headline}",
+            score_table(found),
+            cost_sentence(found.main),
+            quarter_sentence(found),
+            *(fewer_sentence(found.main, one) for one in found.fewer),
+        )
         if part
     )
 
 
 def recipe_lines(found: Published) -> str:
-    """One recipe in the table of recipes/README.md: a line for its seeds together, then one for each run on another machine."""
+    """One recipe in the table of recipes/README.md: a line for its seeds together, then one for each run that differs as stated."""
     several = f" (mean of {len(found.seeds)} seeds)" if len(found.seeds) > 1 else ""
-    return "\n".join([_line(found.recipe, found.seeds, several), *(_line(found.recipe, [one], "") for one in found.elsewhere)])
+    fewer = [_line(found.recipe, [one], f" (data.fraction={one.recipe['data']['fraction']})") for one in found.fewer]
+    return "\n".join([_line(found.recipe, found.seeds, several), *fewer, *(_line(found.recipe, [one], "") for one in found.elsewhere)])
 
 
 def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:

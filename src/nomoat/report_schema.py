@@ -167,6 +167,8 @@ class Cost(Part):
     peak_memory_bytes: int | None
     """Resident memory of the process."""
     peak_device_bytes: int | None
+    waited_share: float | None = None
+    """Of the time that its threads were ready to run, what they waited for a core, from 0 to 1; where it is not small, others had it."""
     tokens_seen: int
     tokens_trained: int
     tokens_per_second: float | None

@@ -11,6 +11,7 @@ from nomoat.recipe import AsIfRented, ElectricityRate
 
 Record = Mapping[str, Any]
 UNMETERED = ("start", "fetch")  # over before a counter could be read
+WAITING = 0.05  # share of waiting from which a run did not have its cores to itself; what one that had waited: recipes/LOG.md
 ENERGY_SCOPE = {
     "nvml": "the GPU only, by its own counter (NVML)",
     "rapl": "the machine's processors and their memory, by their own counters (RAPL)",
@@ -31,6 +32,7 @@ class Totals:
     peak_device_bytes: int | None
     energy_wh: float | None  # None as soon as one counted segment lacks it
     energy_note: str
+    waited_share: float | None  # of the time that threads were ready to run, what they waited for a core; None where no segment has it
     segments: int
     interrupted: int  # segments that failed or were killed
     attempts: int
@@ -68,6 +70,7 @@ def totals(segments: Iterable[Record]) -> Totals:
         peak_device_bytes=_peak(spent, "peak_device_bytes"),
         energy_wh=energy_wh,
         energy_note=energy_note,
+        waited_share=_waited_share(spent),
         segments=len(spent),
         interrupted=sum(line["status"] in ("failed", "killed") for line in spent),
         attempts=len({line["attempt"] for line in spent}),
@@ -140,6 +143,12 @@ def _training_speed(spent: list[Record]) -> float | None:
     training = [line for line in spent if line["phase"] == "train"]
     seconds = _sum(training, "compute_seconds")
     return _sum(training, "tokens_seen") / seconds if seconds else None
+
+
+def _waited_share(spent: list[Record]) -> float | None:
+    read = [line for line in spent if line.get("ran_seconds")]  # ledgers of older versions have no such key
+    ran, waited = _sum(read, "ran_seconds"), _sum(read, "waited_seconds")
+    return waited / (ran + waited) if read else None
 
 
 def _seconds_by_phase(spent: list[Record]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from nomoat.aggregates import tier_difference
 from nomoat.claims import TIER
 from nomoat.paired import NORMAL_95
 from nomoat.report_schema import Interval, Report
+from nomoat.spending import WAITING
 from nomoat.statistics import seeds_estimate
 
 SAME_SPEED = 1.25  # machines whose rates differ by more than this factor are not compared by time
@@ -138,6 +139,9 @@ def machines_apart(runs: Sequence[Report]) -> str:
     """Why seconds of these runs may not be set beside each other; empty where each had a machine of one kind, equally fast, to itself."""
     if any(run.shared for run in runs):
         return "other runs worked on the machine meanwhile"
+    waited = max(run.cost.waited_share or 0.0 for run in runs)
+    if waited >= WAITING:
+        return f"the threads of one waited for a core for {waited:.0%} of the time they could have run"
     named = sorted({f"{(run.provenance.get('device') or {}).get('name')} with {run.provenance.get('threads')} threads" for run in runs})
     if len(named) > 1:
         return f"the runs were made on different machines: {', '.join(named)}"
