@@ -11,7 +11,8 @@ from nomoat.claims import CLAIMS
 from nomoat.findings import Evidence, at_most
 from nomoat.judges import judge, judge_claim
 from nomoat.report import build_report
-from nomoat.report_schema import CompactRow, Report
+from nomoat.report_schema import Report
+from nomoat.score_schema import CompactRow
 from nomoat.verdicts import Measured, all_of, over_seeds, ratio_over_seeds, score_less
 from tests.make_run import make_run
 

@@ -19,7 +19,8 @@ from nomoat.preparing import load_rows
 from nomoat.recipe import Recipe
 from nomoat.recipe_file import load_recipe
 from nomoat.report import build_report, read_report, write_report
-from nomoat.report_schema import Report, TierScore
+from nomoat.report_schema import Report
+from nomoat.score_schema import TierScore
 from nomoat.scoring import SCORER_VERSION
 from tests.make_run import make_run
 
@@ -163,16 +164,34 @@ def test_a_run_on_another_machine_has_a_line_of_its_own_and_is_no_seed(tmp_path:
     assert "| NVIDIA L4, bfloat16 |" in second and ", 1.7 GB on the GPU |" in second and "mean" not in second
 
 
+def test_a_run_on_fewer_rows_says_what_it_took_and_what_it_lost_and_is_no_seed(tmp_path: Path) -> None:
+    folder = make_reports(tmp_path, seeds=2)
+    run = build_report(make_run(tmp_path / "fewer", seed=7))
+    cost = run.cost.model_copy(update={"seconds": 600.0, "reused_seconds": {"score_base": 60.0}})
+    data = {"rows": "desk", "fraction": 0.25}
+    write_report(run.model_copy(update={"recipe": {**run.recipe, "data": data}, "cost": cost}), folder / "tiny.rows25.json")
+    found = reference.published(folder)["tiny"]
+    (fewer,) = found.fewer
+    lost = paired_tiers(fewer, found.main)["phrasing"]
+    said = reference.fewer_sentence(found.main, fewer)
+    assert len(found.seeds) == 2 and found.elsewhere == () and said in reference.report_block(found)
+    assert 'SET="data.fraction=0.25"` took 10 min 00 s, 11 min 00 s where the base has not been scored before' in said
+    assert f"{lost.difference:+.2f} [" in said
+    assert "(data.fraction=0.25) |" in reference.recipe_lines(found).splitlines()[1]
+
+
 def test_a_quantised_base_is_shown_with_what_it_loses(tmp_path: Path) -> None:
     reports = {name: build_report(make_run(tmp_path / name, seed=seed)) for seed, name in enumerate(("bfloat16", "nf4"))}
     folder = tmp_path / "published"
     folder.mkdir()
     for name, report in reports.items():
         write_report(report, folder / f"{name}.json")
-    first, second = reference.precision_table(folder).splitlines()[2:]
+    first, second, _, said = reference.precision_table(folder).splitlines()[2:]
     lost = paired_tiers(reports["nf4"], reports["bfloat16"])["phrasing"]
     assert lost.interval is not None and first.startswith("| bfloat16 | ") and first.endswith("| - | - |")
     assert second.startswith("| nf4 | ") and second.endswith(f"{lost.difference:+.2f} [{lost.interval[0]:+.2f}, {lost.interval[1]:+.2f}] |")
+    told = sum(paired_tiers(reports["nf4"], reports["bfloat16"])[tier].verdict != "cannot tell" for tier in reference.JUDGED)
+    assert said.startswith("900 training rows, seed 0") and f"{told or 'none'} of these 2 differences" in said
     (folder / "bfloat16.json").unlink()
     with pytest.raises(NomoatError, match=r"bfloat16\.json"):
         reference.precision_table(folder)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from nomoat.aggregates import aggregate
-from nomoat.report_schema import CompactRow
+from nomoat.score_schema import CompactRow
 from nomoat.scoring import check_spec, score
 
 SPEC = {"by": "rouge_l"}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nomoat import wording
-from nomoat.report_schema import (
+from nomoat.report_schema import Gate
+from nomoat.score_schema import (
     ARMS,
     ASKED_ARMS,
     Arm,
@@ -20,7 +21,6 @@ from nomoat.report_schema import (
     FamilyBaseline,
     FamilyDifference,
     FamilyScore,
-    Gate,
     TierDifference,
     TierScore,
 )

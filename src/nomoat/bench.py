@@ -35,6 +35,7 @@ def make_work(recipe: Recipe, root: Path, size: Size, scratch: Path) -> BenchWor
         files=files,
         precision=devices.training_precision(recipe, device),
         device=device.kind,
+        device_name=device.name,
         threads=device.threads,
         learning_rate=SLOWER * learning_rate_for(recipe, 0),
         pad_id=conversation.pad_id,
@@ -50,7 +51,7 @@ def run(recipe: Recipe, root: Path, names: list[str], size: Size, scratch: Path,
     """Measure; the record of `bench_record.build_record` with where it was made."""
     work = make_work(recipe, root, size, scratch)
     console.print(
-        f"bench    {len(work.steps)} steps of about {work.tokens / len(work.steps):.0f} tokens, {work.precision} on {work.device}, "
+        f"bench    {len(work.steps)} steps of about {work.tokens / len(work.steps):.0f} tokens, {work.precision} on {work.device_name}, "
         f"{work.threads} threads, {len(names)} arms in turn",
         highlight=False,
     )

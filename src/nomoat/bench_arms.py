@@ -7,28 +7,12 @@ its own collator and its own loss function, so that a difference in the work sho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nomoat.bench_work import BenchWork, Step, example_of, pack_of, sorted_halves
-from nomoat.conversation import Rendered
-from nomoat.packing import IGNORED, Plan
-
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A trainer that is ready to run, and how it tells the mean loss per labelled token of rows."""
-
-    trainer: Trainer
-    mean_loss: Callable[[Sequence[Rendered]], float]
-    steps_per_turn: int
-    warmup_steps: int
-    waking_steps: int
-    tokens: Sequence[int]  # of the rows of each step
-    own_steps: bool = False  # other rows than ours, out of the same set
+from nomoat.bench_parts import Arm, PaddedSteps, common, fixed, in_order, loss_teller, stock_model
+from nomoat.bench_trl import TRL_ARMS
+from nomoat.bench_work import BenchWork, example_of
+from nomoat.packing import Plan
 
 
 def build_arm(name: str, work: BenchWork) -> Arm:
@@ -68,205 +52,31 @@ def _ours(work: BenchWork) -> Arm:
         callbacks=[],
         loraplus_lr_ratio=work.recipe.train.loraplus_lr_ratio,
     )
-    return _fixed(work, trainer, lambda some: mean_loss(model, batches, some))
+    return fixed(work, trainer, lambda some: mean_loss(model, batches, some))
 
 
 def _constant(recipe: Any) -> Any:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"schedule": "constant", "warmup": 0.0})})
 
 
-def _fixed(work: BenchWork, trainer: Any, mean_loss: Callable[[Sequence[Rendered]], float]) -> Arm:
-    """An arm on the work's own steps."""
-    tokens = [sum(row.length for row in step) for step in work.steps]
-    size = work.size
-    return Arm(trainer, mean_loss, size.steps_per_turn, size.warmup_steps, size.waking_steps, tokens)
-
-
-def _stock_model(work: BenchWork) -> Any:
-    """peft's own layers on the base as transformers loads it, with the adapter that ours starts from."""
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import set_seed
-
-    from nomoat.bases import load_model
-
-    lora = work.recipe.lora
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        use_rslora=lora.method == "rslora",
-        use_dora=lora.method == "dora",
-    )
-    set_seed(work.recipe.train.seed)
-    return get_peft_model(load_model(work.files, precision=work.precision, device=work.device), config)
-
-
-def _common(work: BenchWork, **more: Any) -> dict[str, Any]:
-    """Arguments that are the same for every peer: what is trained and for how long, and that nothing is written."""
-    train = work.recipe.train
-    return {
-        "output_dir": str(work.scratch),
-        "max_steps": len(work.steps),
-        "learning_rate": work.learning_rate,
-        "lr_scheduler_type": "constant",
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "seed": train.seed,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": work.device == "cpu",
-        **more,
-    }
-
-
-def _in_order(**more: Any) -> dict[str, Any]:
-    """One item of the data is one step, taken in the given order."""
-    return {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential", "logging_strategy": "no", **more}
-
-
 def _trainer(work: BenchWork) -> Arm:
     """transformers.Trainer as in its own examples: rows padded to the longest of the step, logits of every token."""
     from transformers import Trainer, TrainingArguments
 
-    collate = _PaddedSteps(work.pad_id)
+    collate = PaddedSteps(work.pad_id)
     trainer = Trainer(
-        model=_stock_model(work),
-        args=TrainingArguments(**_common(work, **_in_order(remove_unused_columns=False))),
+        model=stock_model(work),
+        args=TrainingArguments(**common(work, **in_order(remove_unused_columns=False))),
         train_dataset=[{"rows": [example_of(row) for row in step]} for step in work.steps],
         data_collator=collate,
     )
-    return _fixed(work, trainer, _loss_teller(trainer, lambda rows: collate([{"rows": [example_of(row) for row in rows]}])))
-
-
-class _PaddedSteps:
-    """Items are steps; their rows are padded on the right to the longest."""
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        rows = items[0]["rows"]
-        ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
-        }
-
-
-def _loss_teller(trainer: Any, batch_of: Callable[[Sequence[Rendered]], dict[str, Any]]) -> Callable[[Sequence[Rendered]], float]:
-    """Mean loss per labelled token by the trainer's own loss function, four rows at a time."""
-    import torch
-
-    def mean_loss(rows: Sequence[Rendered]) -> float:
-        count = torch.tensor(sum(len(row.completion_ids) for row in rows), device=trainer.args.device)
-        trainer.model.eval()
-        total = 0.0
-        with torch.no_grad():
-            for start in range(0, len(rows), 4):
-                inputs = trainer._prepare_inputs(batch_of(rows[start : start + 4]))
-                with trainer.compute_loss_context_manager():
-                    total += float(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=count))
-        trainer.model.train()
-        return total
-
-    return mean_loss
-
-
-def _trl_default(work: BenchWork) -> Arm:
-    """SFTTrainer as it comes: its own defaults for everything but what is trained and for how long; 8 rows in its own order a step.
-
-    One step a turn, none before it, is enough to tell: it computes in bfloat16 under checkpointing, which takes minutes where
-    bfloat16 is emulated.
-    """
-    from peft import LoraConfig, TaskType
-    from trl import SFTConfig, SFTTrainer
-
-    lora, rows = work.recipe.lora, work.rows
-    arguments = _common(work, max_steps=1 + work.size.turns)
-    trainer = SFTTrainer(
-        model=str(work.files.folder),
-        args=SFTConfig(**arguments),
-        train_dataset=_dataset([example_of(row) for row in rows]),
-        peft_config=LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets),
-    )
-    collate = trainer.data_collator
-    counted = trainer.data_collator = _CountedCollator(collate)
-    tell = _loss_teller(trainer, lambda some: collate([example_of(row) for row in some]))
-    return Arm(trainer, tell, 1, 1, 0, counted.counts, own_steps=True)
-
-
-class _CountedCollator:
-    """Counts the tokens of each batch that the wrapped collator makes, padding left out."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.counts = inner, list[int]()
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
-        self.counts.append(sum(len(example["input_ids"]) for example in examples))
-        return self.inner(examples)
-
-
-def _dataset(examples: Sequence[dict[str, Any]]) -> Any:
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    return Dataset.from_list(list(examples))
-
-
-def _trl(work: BenchWork, examples: Sequence[dict[str, Any]], collator: Any = None, **settings: Any) -> Any:
-    """SFTTrainer without checkpointing on a base in our precision; bf16=False: no autocast around a base that is in bfloat16 already."""
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    plain = {"gradient_checkpointing": False, "bf16": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    return SFTTrainer(
-        model=_stock_model(work),
-        args=SFTConfig(**_common(work, **_in_order(**{**plain, **settings}))),
-        train_dataset=_dataset(examples),
-        data_collator=collator,
-        processing_class=AutoTokenizer.from_pretrained(work.files.folder, local_files_only=True),
-    )
-
-
-def _trl_packed(work: BenchWork, **settings: Any) -> Arm:
-    trainer = _trl(work, [pack_of(step) for step in work.steps], packing=True, max_length=work.recipe.train.pack_tokens, **settings)
-    return _fixed(work, trainer, _loss_teller(trainer, lambda rows: trainer.data_collator([pack_of(tuple(rows))])))
-
-
-def _trl_padded(work: BenchWork) -> Arm:
-    return _trl_rows(work, work.steps, batches_a_step=1)
-
-
-def _trl_sorted(work: BenchWork) -> Arm:
-    """Each step in two batches, the long rows and the short ones, by gradient accumulation; whole where a step has one row."""
-    if min(map(len, work.steps)) < 2:
-        return _trl_padded(work)
-    return _trl_rows(work, [half for step in work.steps for half in sorted_halves(step)], batches_a_step=2)
-
-
-def _trl_rows(work: BenchWork, batches: Sequence[Step], *, batches_a_step: int) -> Arm:
-    collate = _PaddedSteps(work.pad_id)
-    examples = [{"rows": [example_of(row) for row in batch]} for batch in batches]
-    trainer = _trl(work, examples, collate, remove_unused_columns=False, gradient_accumulation_steps=batches_a_step)
-    return _fixed(work, trainer, _loss_teller(trainer, lambda rows: collate([{"rows": [example_of(row) for row in rows]}])))
+    return fixed(work, trainer, loss_teller(trainer, lambda rows: collate([{"rows": [example_of(row) for row in rows]}])))
 
 
 ARMS: dict[str, Callable[[BenchWork], Arm]] = {
     "ours": _ours,
     "trainer": _trainer,
-    "trl_default": _trl_default,
-    "trl_packed": _trl_packed,
-    "trl_autocast": lambda work: _trl_packed(work, bf16=True),
-    "trl_compiled": lambda work: _trl_packed(work, torch_compile=True),
-    "trl_padded": _trl_padded,
-    "trl_sorted": _trl_sorted,
+    **TRL_ARMS,
 }
 WORDS = {
     "ours": "nomoat",

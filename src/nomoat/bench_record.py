@@ -54,6 +54,7 @@ def build_record(courses: Mapping[str, Course], work: BenchWork, peaks: Sequence
         "recipe": work.recipe.name,
         "precision": work.precision,
         "device": work.device,
+        "device_name": work.device_name,
         "threads": work.threads,
         "learning_rate": work.learning_rate,
         "steps": work.size.steps,
@@ -159,6 +160,7 @@ def speed_block(record: Mapping[str, Any], scoring: str) -> str:
     lines = [f"- {line}" for line in headlines(record)]
     lines[0] = lines[0].replace("- ", "- **", 1).replace(" in tokens/s", "** in tokens/s", 1)
     what = f"{record['steps']} steps of {record['tokens_a_step']} tokens in {record['precision']} with {record['threads']} threads"
+    what += f" on {record['device_name']}" if "device_name" in record else ""  # the first published bench did not write it down
     return "\n".join([f"Training, {what}, all arms in turn:", "", *lines, "", f"Scoring, {scoring}."])
 
 

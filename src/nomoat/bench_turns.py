@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from nomoat.bench_arms import Arm, build_arm
+from nomoat.bench_arms import build_arm
+from nomoat.bench_parts import Arm
 from nomoat.bench_work import BenchWork
 from nomoat.errors import NomoatError, RunFailed
 

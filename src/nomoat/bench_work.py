@@ -50,6 +50,7 @@ class BenchWork:
     files: BaseFiles
     precision: str
     device: str
+    device_name: str
     threads: int
     learning_rate: float
     pad_id: int

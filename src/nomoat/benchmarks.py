@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nomoat.paired import paired_difference
-from nomoat.report_schema import Benchmark, Interval, Verdict
+from nomoat.report_schema import Benchmark
+from nomoat.score_schema import Interval, Verdict
 from nomoat.statistics import mean_interval, rate_interval
 
 OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}

@@ -19,7 +19,8 @@ from nomoat.files import read_json
 from nomoat.paired import p_of_interval
 from nomoat.recipe import Recipe
 from nomoat.report import read_report, verify_files
-from nomoat.report_schema import CompactRow, Report, TierDifference
+from nomoat.report_schema import Report
+from nomoat.score_schema import CompactRow, TierDifference
 from nomoat.statistics import Verdict, holm
 from nomoat.wording import change, flattened, in_tier_order, number, tier_words
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nomoat.plots import COLOURS, WIDE, drawn
-from nomoat.report_schema import Interval, LearningCurve
+from nomoat.report_schema import LearningCurve
+from nomoat.score_schema import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

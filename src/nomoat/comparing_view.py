@@ -12,7 +12,8 @@ from rich.text import Text
 from nomoat import wording
 from nomoat.comparing import ARM, Compared, repetition
 from nomoat.comparing_benchmarks import BenchmarkRow
-from nomoat.report_schema import Interval, Report
+from nomoat.report_schema import Report
+from nomoat.score_schema import Interval
 
 NOT_COMPARABLE = "not comparable"
 MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer

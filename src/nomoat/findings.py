@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nomoat.claims import MARGIN, TIER, Claim
-from nomoat.report_schema import Cost, Interval, Report
+from nomoat.report_schema import Cost, Report
+from nomoat.score_schema import Interval
 from nomoat.verdicts import Measured, Word, all_of, by_seed, over_seeds, score_less
 
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nomoat.report_schema import ARMS, LearningCurve, Report
+from nomoat.report_schema import LearningCurve, Report
+from nomoat.score_schema import ARMS
 from nomoat.wording import in_tier_order
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from nomoat.comparing import compare, obstacles_between, paired_tiers, repetitio
 from nomoat.errors import NomoatError
 from nomoat.paired import NORMAL_95
 from nomoat.report import read_report
-from nomoat.report_schema import FamilyDifference, Report
+from nomoat.report_schema import Report
+from nomoat.score_schema import FamilyDifference
 from nomoat.statistics import SeedsEstimate, seeds_estimate
 
 RECIPE_HEAD = """\
@@ -220,7 +221,19 @@ def precision_table(folder: Path, reference: str = "bfloat16") -> str:
         cells = [wording.number(seeds_score([report], tier)) for tier in JUDGED]
         cells += ["-" if name == reference else _signed(lost[tier]) for tier in JUDGED]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n\n" + _how_sure(found.reports[0], found.differences[1:])
+
+
+def _how_sure(first: Report, lost: Sequence[Mapping[str, FamilyDifference]]) -> str:
+    """From how many rows and seeds, and how many of the differences are more than chance."""
+    compared = [one[tier] for one in lost for tier in JUDGED]
+    told = sum(one.verdict != "cannot tell" for one in compared)
+    heldout = sum(lost[0][tier].n for tier in JUDGED)
+    rows = wording.counted(first.data.train.rows if first.data.train else None)
+    return (
+        f"{rows} training rows, seed {first.provenance.get('seed')}, one run each. With {heldout} held-out rows "
+        f"{told or 'none'} of these {len(compared)} differences can be told from none."
+    )
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:

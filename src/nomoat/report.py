@@ -31,8 +31,9 @@ from nomoat.report_parts import (
     optional_json,
     run_cost,
 )
-from nomoat.report_schema import SCHEMA_VERSION, Arm, Harness, Report
+from nomoat.report_schema import SCHEMA_VERSION, Harness, Report
 from nomoat.samples import side_by_side
+from nomoat.score_schema import Arm
 from nomoat.strict_yaml import parse_yaml
 from nomoat.wording import failure_reason
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from nomoat import facts, wording
 from nomoat.files import write_atomically
-from nomoat.report_schema import FamilyDifference, FamilyScore, Interval, Report
+from nomoat.report_schema import Report
+from nomoat.score_schema import FamilyDifference, FamilyScore, Interval
 
 MAX_SHOWN = 700
 KIND_WORDS = {"won": "The adapter won", "lost": "The adapter lost", "both_wrong": "Both wrong", "both_right": "Both right"}

@@ -15,7 +15,8 @@ from nomoat import prices, spending
 from nomoat.benchmarks import benchmarks
 from nomoat.errors import NomoatError
 from nomoat.files import read_json, read_lines, sha256_file
-from nomoat.report_schema import ARMS, ASKED_ARMS, AdapterFacts, CompactRow, Cost, DataFacts, Gate, Harness, Leaks, LearningCurve, Neutral
+from nomoat.report_schema import AdapterFacts, Cost, DataFacts, Gate, Harness, Leaks, LearningCurve, Neutral
+from nomoat.score_schema import ARMS, ASKED_ARMS, CompactRow
 
 MAX_CURVE_POINTS = 400
 _DIGITS = 6  # of bits per byte in the compact rows

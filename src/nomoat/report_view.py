@@ -11,7 +11,8 @@ from rich.text import Text
 
 from nomoat import facts, wording
 from nomoat.report_page import render_html
-from nomoat.report_schema import ARMS, Harness, Interval, Report
+from nomoat.report_schema import Harness, Report
+from nomoat.score_schema import ARMS, Interval
 
 __all__ = ["print_summary", "render_html"]
 

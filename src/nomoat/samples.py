@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.files import read_lines
-from nomoat.report_schema import ARMS, Sample
+from nomoat.report_schema import Sample
+from nomoat.score_schema import ARMS
 
 SAMPLES_OF_A_KIND = 5
 MAX_SAMPLE_CHARACTERS = 2000

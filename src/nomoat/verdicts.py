@@ -12,7 +12,8 @@ import numpy as np
 from nomoat.aggregates import tier_difference
 from nomoat.claims import TIER
 from nomoat.paired import NORMAL_95
-from nomoat.report_schema import Interval, Report
+from nomoat.report_schema import Report
+from nomoat.score_schema import Interval
 from nomoat.spending import WAITING
 from nomoat.statistics import seeds_estimate
 

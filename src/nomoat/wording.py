@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nomoat.report_schema import Arm, Benchmark, Comparison, FamilyDifference, FamilyScore, Gate, Interval
+from nomoat.report_schema import Benchmark, Gate
+from nomoat.score_schema import Arm, Comparison, FamilyDifference, FamilyScore, Interval
 
 TIER_WORDS = {
     "values": "known phrasings with new values",
