@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from nomoat import bench, bench_record, matrix_peak
+from nomoat import bench, bench_record, matrix_peak, matrix_rate
 from nomoat.bench_arms import worthwhile
 from nomoat.bench_scoring import sentence
 from nomoat.bench_turns import Course, Turn, take_turns
@@ -122,6 +123,19 @@ def test_the_best_rate_is_a_rate(work: BenchWork) -> None:
     shapes, head = matrix_peak.linear_shapes(work)
     assert head == (64, 328) and len(shapes) == 14 and shapes.count((64, 128)) == 4
     assert 1e8 < matrix_peak.best_rate(shapes, 128, "float32", "cpu") < 1e14
+
+
+def test_a_rate_rests_on_several_products_however_long_one_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = torch.nn.functional.linear, []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return real(x, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    monkeypatch.setattr(matrix_rate, "SECONDS", 0.0)
+    assert matrix_rate.rate_of(64, 64, 64, "float32", "cpu") > 1e6
+    assert len(sizes) == 1 + matrix_rate.CALLS, "one to warm up, and as many as it takes"
 
 
 def test_steps_are_lists_of_rows_that_fit_a_pack_and_sorting_loses_none(work: BenchWork) -> None:

@@ -23,10 +23,15 @@ PACKAGES = (
 )
 
 
+# What runs write into the tree themselves: a second one would be marked by the report of the first, which cannot change what it does.
+RESULTS = ("recipes/memo/reports", "recipes/memo/memo.json", "recipes/reference")
+
+
 def code_state(root: Path) -> dict[str, Any]:
-    """Commit and whether the tree differs from it; nulls outside a git checkout."""
+    """Commit and whether the tree differs from it in anything but RESULTS; nulls outside a git checkout."""
     commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    but_for = (f":(exclude){path}" for path in RESULTS)
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *but_for)
     return {"commit": commit or None, "dirty": None if commit is None else bool(changes)}
 
 
