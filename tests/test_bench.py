@@ -171,4 +171,6 @@ def test_speed_in_words_puts_trl_at_its_best_first_and_tells_of_answers_that_dif
     first, *others = [line for line in block.splitlines() if line.startswith("- ")]
     assert first.startswith(f"- **{record['ratios']['trl_best']['tokens_per_second']['median']:.2f} x TRL at its best") and len(others) == 3
     assert block.endswith("answers identical.")
+    named = bench_record.speed_block({**record, "device_name": "a laptop"}, sentence(scoring))
+    assert f"{record['threads']} threads on a laptop, all arms" in named.splitlines()[0]
     assert sentence({**scoring, "identical": 0.995, "largest_gap": 5e-4}).endswith("at most 5.0e-04 apart")

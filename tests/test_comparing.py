@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_the_script_compares_all_finished_runs_and_exits_0(tmp_path: Path) -> No
     done = run_script("--reference", "runs/two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "A  one" in done.stdout and "B  two (reference)" in done.stdout and "better" in done.stdout
+
+
+def test_the_page_is_there_though_nobody_reads_the_table(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / "runs" / name, seed=seed) for seed, name in enumerate("ab")]
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, once it has enough
+    command = [sys.executable, str(ROOT / "eval" / "compare.py"), *map(str, runs)]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.DEVNULL, timeout=120)
+    os.close(writing)
+    assert done.returncode != 0 and (tmp_path / "runs" / "compare.html").stat().st_size > 10_000
 
 
 def test_the_script_refuses_with_exit_2_and_goes_on_when_forced(tmp_path: Path) -> None:
