@@ -86,6 +86,7 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 	$(PY) data/prepare.py --set desk --check
 	$(PY) data/leaks.py desk
 

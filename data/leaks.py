@@ -15,11 +15,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from nomoat.errors import NomoatError, RunFailed, run_script
-from nomoat.leaks import LeakReport, audit
-from nomoat.preparing import load_data
-from nomoat.recipe_file import load_recipe
-from nomoat.rows import Row, load_set, load_user_rows
+from nomoat.cli import run_script
+from nomoat.config.load import load_recipe
+from nomoat.data.contamination import ContaminationReport, audit
+from nomoat.data.examples import Example, load_shipped_set, load_user_examples
+from nomoat.data.prepare import load_splits
+from nomoat.errors import NomoatError, RunFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = {"exact": "same prompt", "masked": "same prompt, values masked", "ngram": "13 words in a row"}
@@ -32,9 +33,9 @@ class Source:
     """The rows that an argument names. A file's rows are all of them training rows and all of them held-out ones."""
 
     name: str
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
-    heldout: tuple[Row, ...]
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    heldout: tuple[Example, ...]
     shipped: bool  # its rows say what was filled into their phrasing
 
 
@@ -67,23 +68,23 @@ def parse_arguments() -> argparse.Namespace:
 def load_source(name: str) -> Source:
     """A recipe's rows as it divides them, a file's, or a shipped set's."""
     if Path(name).suffix in (".yaml", ".yml"):
-        rows, shipped = load_data(load_recipe(Path(name)).data, ROOT)
+        rows, shipped = load_splits(load_recipe(Path(name)).data, ROOT)
         return Source(rows.name, rows.train, rows.validation, rows.heldout, shipped)
     if Path(name).suffix in FILES:
-        own = tuple(load_user_rows(Path(name)))
+        own = tuple(load_user_examples(Path(name)))
         return Source(name, own, (), own, shipped=False)
-    rows = load_set(name, ROOT)
+    rows = load_shipped_set(name, ROOT)
     return Source(rows.name, rows.train, rows.validation, rows.heldout, shipped=True)
 
 
-def print_counts(report: LeakReport, *, masked: bool) -> None:
+def print_counts(report: ContaminationReport, *, masked: bool) -> None:
     """One line a question; rows of one's own have no masked values to compare."""
     for kind, question in QUESTIONS.items():
         if masked or kind != "masked":
             print(f"  {question:<28}{getattr(report, kind):>6,}")
 
 
-def examples(report: LeakReport) -> list[str]:
+def examples(report: ContaminationReport) -> list[str]:
     """At most ten leaks, each with the two rows and what they share."""
     return [f"  {QUESTIONS[leak.kind]}: {leak.row_id} repeats {leak.seen_id}: {leak.text[:SHOWN]}" for leak in report.examples]
 

@@ -12,11 +12,12 @@ import argparse
 import difflib
 from pathlib import Path
 
-from nomoat.desk import build_set
-from nomoat.errors import NomoatError, RunFailed, run_script
-from nomoat.files import canonical_json, write_atomically
-from nomoat.leaks import audit
-from nomoat.rows import Row, RowSet
+from nomoat.cli import run_script
+from nomoat.data.contamination import audit
+from nomoat.data.desk_build import build_set
+from nomoat.data.examples import Example, Splits
+from nomoat.errors import NomoatError, RunFailed
+from nomoat.io import canonical_json, write_atomically
 
 DATA = Path(__file__).resolve().parent
 SHOWN = 6  # lines of difference a file
@@ -53,7 +54,7 @@ def find_set(name: str) -> Path:
     return DATA / name
 
 
-def refuse_leaks(rows: RowSet) -> None:
+def refuse_leaks(rows: Splits) -> None:
     """A set whose held-out rows stand in its training rows is not written."""
     report = audit(rows.train, rows.validation, rows.heldout, user_data=False)
     if not report.clean:
@@ -61,7 +62,7 @@ def refuse_leaks(rows: RowSet) -> None:
         raise RunFailed("the built set leaks:\n" + "\n".join(lines) + "\nreword one phrasing of each pair")
 
 
-def as_text(rows: tuple[Row, ...]) -> str:
+def as_text(rows: tuple[Example, ...]) -> str:
     return "".join(canonical_json(row.record()) + "\n" for row in rows)
 
 

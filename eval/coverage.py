@@ -11,7 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
-from nomoat.errors import RunFailed, run_script
+from nomoat.cli import run_script
+from nomoat.errors import RunFailed
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,13 +27,13 @@ def main() -> None:
     arguments = parse_arguments()
     from rich.console import Console
 
-    from nomoat import coverage
-    from nomoat.files import write_atomically
-    from nomoat.progress import Bar
+    from nomoat.console import ProgressBar
+    from nomoat.io import write_atomically
+    from nomoat.stats import coverage
 
     cells = []
     total = len(coverage.ROWS) * len(coverage.RATES) * len(coverage.CORRELATIONS) * (1 + len(coverage.SEEDS))
-    with Bar("cells", total, Console(stderr=True)) as bar:
+    with ProgressBar("cells", total, Console(stderr=True)) as bar:
         for cell in coverage.grid(arguments.trials, processes=arguments.processes):
             cells.append(cell)
             bar.advance(1)

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import run_script
+from nomoat.cli import run_script
+from nomoat.memo.runs import MADE_ROLES, make_missing_run, missing_runs
+from nomoat.memo.verdict import gather, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,16 +39,14 @@ def main() -> int:
     arguments = parse_arguments()
     from rich.console import Console
 
-    from nomoat import memo, memo_runs
-    from nomoat.files import write_atomically, write_json
-    from nomoat.memo_page import render_memo
-    from nomoat.memo_view import print_verdict
+    from nomoat.io import write_atomically, write_json
+    from nomoat.memo.views import print_verdict, render_memo
 
     console = Console()
     if arguments.missing:
-        for planned in list(memo_runs.missing(arguments.root, arguments.roles or memo_runs.ROLES)):
-            memo_runs.make(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
-    found = memo.verdict(memo.gather(arguments.root))
+        for planned in list(missing_runs(arguments.root, arguments.roles or MADE_ROLES)):
+            make_missing_run(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
+    found = verdict(gather(arguments.root))
     out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
     write_json(out, found)
     page = out.with_suffix(".html")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import RunFailed, run_script
+from nomoat.cli import run_script
+from nomoat.errors import RunFailed
+from nomoat.reports.readme_tables import RECIPE_HEAD, fill_blocks, precision_table, published_runs, recipe_lines, report_block
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "smollm2-135m"
@@ -25,16 +27,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat import reference
-    from nomoat.bench_record import speed_block
-    from nomoat.bench_scoring import sentence
-    from nomoat.files import read_json, write_atomically
-    from nomoat.memo_page import minutes_block, readme_block
+    from nomoat.benchmarks.generation import sentence
+    from nomoat.benchmarks.results import speed_block
+    from nomoat.io import read_json, write_atomically
+    from nomoat.memo.views import minutes_block, readme_block
 
-    found = reference.published(ROOT / "recipes" / "reference")
-    blocks = {"recipes": "\n".join([reference.RECIPE_HEAD, *(reference.recipe_lines(one) for one in found.values())])}
+    found = published_runs(ROOT / "recipes" / "reference")
+    blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())])}
     if DEFAULT in found:
-        blocks["report"] = reference.report_block(found[DEFAULT])
+        blocks["report"] = report_block(found[DEFAULT])
     verdict = ROOT / "recipes" / "memo" / "memo.json"
     if verdict.is_file():
         blocks |= {"memo": readme_block(read_json(verdict)), "memo-runs": minutes_block(read_json(verdict))}
@@ -43,11 +44,11 @@ def main() -> int:
         blocks["speed"] = speed_block(read_json(speed / "bench.json"), sentence(read_json(speed / "scoring.json")))
     precision = ROOT / "recipes" / "reference" / "precision"
     if precision.is_dir():
-        blocks["precision"] = reference.precision_table(precision)
+        blocks["precision"] = precision_table(precision)
     stale = []
     for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "memo" / "README.md"):
         old = path.read_text(encoding="utf-8")
-        new = reference.fill(old, blocks)
+        new = fill_blocks(old, blocks)
         if new != old:
             stale.append(path.relative_to(ROOT))
             if not arguments.check:

@@ -17,7 +17,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nomoat.errors import RunFailed, run_script
+from nomoat.cli import run_script
+from nomoat.errors import RunFailed
+from nomoat.pipeline.reevaluate import ReevalRequest, plan_reeval, reevaluate, replay
+from nomoat.reports.build import checked_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,9 +40,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
+    configure_logging()
     from rich.console import Console
 
     console = Console()
@@ -52,24 +55,22 @@ def main() -> int:
 
 def score_elsewhere(arguments: argparse.Namespace, console: Console) -> None:
     """Other rows, arms or adapter: a new run directory."""
-    from nomoat import elsewhere
 
-    wanted = elsewhere.Wanted(arguments.rows, arguments.adapter, tuple(arguments.overrides))
-    planned = elsewhere.plan(arguments.run, wanted, ROOT)
+    wanted = ReevalRequest(arguments.rows, arguments.adapter, tuple(arguments.overrides))
+    planned = plan_reeval(arguments.run, wanted, ROOT)
     console.print(planned.job.introduction(), highlight=False)
-    found, page = elsewhere.score(planned, arguments.runs_dir or arguments.run.resolve().parent, console)
+    found, page = reevaluate(planned, arguments.runs_dir or arguments.run.resolve().parent, console)
     if not found.passed:
         raise RunFailed(f"the adapter is not real on these rows ({found.failures()}); the report is in {page}")
 
 
 def answer_again(run: Path, console: Console) -> None:
     """The run's own rows: does its report hold?"""
-    from nomoat import rescoring
-    from nomoat.report_view import print_summary
+    from nomoat.reports.terminal import print_summary
 
-    report = rescoring.checked_report(run)
+    report = checked_report(run)
     print_summary(report, console, where=str(run / "report.html"))
-    again = rescoring.score_again(run, console)
+    again = replay(run, console)
     console.print(
         f"\nanswered again: {again.same_answers} of {again.rows} answers and {again.same_scores} of {again.rows} scores are the same"
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import RunFailed, run_script
+from nomoat.cli import run_script
+from nomoat.errors import RunFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,20 +30,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
+    configure_logging()
     from rich.console import Console
 
-    from nomoat.bench_scoring import TIE, ScoringBench, sentence, summary
-    from nomoat.files import write_json
-    from nomoat.progress import Bar
+    from nomoat.benchmarks.generation import TIE, ScoringBench, sentence, summary
+    from nomoat.console import ProgressBar
+    from nomoat.io import write_json
 
     console = Console()
     bench = ScoringBench(arguments.run, ROOT)
     timed = []
     for arm in bench.arms:
-        with Bar(f"timing {arm.name}", min(len(arm.rows), arguments.rows or len(arm.rows)), console) as bar:
+        with ProgressBar(f"timing {arm.name}", min(len(arm.rows), arguments.rows or len(arm.rows)), console) as bar:
             one = bench.time_arm(arm, rows=arguments.rows, told=bar.advance)
         timed.append(one)
         console.print(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import run_script
+from nomoat.cli import run_script
+from nomoat.evaluation.chat import ask_prompts, load_pair
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,13 +24,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
-    from nomoat import trying
+    configure_logging()
 
-    pair = trying.load_pair(arguments.run, device=arguments.device, max_new_tokens=arguments.max_new_tokens)
-    prompts = [arguments.prompt] if arguments.prompt is not None else trying.ask()
+    pair = load_pair(arguments.run, device=arguments.device, max_new_tokens=arguments.max_new_tokens)
+    prompts = [arguments.prompt] if arguments.prompt is not None else ask_prompts()
     for prompt in prompts:
         for name in ("base", "adapter"):
             print(f"\n{name}:", flush=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nomoat.claims import claims_sha256
-from nomoat.judges import judge
-from nomoat.memo import gather
-from nomoat.report import read_report
-from nomoat.rows import load_set
+from nomoat.data.examples import load_shipped_set
+from nomoat.memo.claims import claims_sha256
+from nomoat.memo.rules import judge
+from nomoat.memo.verdict import gather
+from nomoat.reports.build import read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = sorted([*ROOT.glob("recipes/reference/**/*.json"), *ROOT.glob("recipes/memo/reports/*.seed*.json")])
@@ -25,7 +25,7 @@ VERDICTS = {
     "cannot tell": "M8 M13",
     "out of reach": "M3 M6 M15 M16",
 }
-# Of `make train RECIPE=recipes/smoke.yaml SET=precision=float32` at commit ffefc6e; another BLAS moves the last digits, hence the tolerance.
+# Of `make train RECIPE=recipes/smoke.yaml SET=precision=float32` at commit ffefc6e; another BLAS moves the last digits.
 SMOKE_LOSSES = (
     *(1.484205, 1.56931, 0.813196, 1.581168, 1.125582, 1.682938, 0.707819, 0.646647, 0.865791, 0.805074, 1.203586, 0.593242),
     *(0.758835, 0.912598, 0.48636, 0.509141, 0.328239, 0.645179, 0.587273, 0.784625, 1.054512, 0.384157, 0.630721, 0.390478),
@@ -57,7 +57,7 @@ def test_the_memo_is_judged_as_it_was() -> None:
 def test_claims_and_shipped_rows_keep_their_hashes() -> None:
     """Every published run records them: another hash would make all of them incomparable."""
     assert claims_sha256() == "49bf2a5ea0b5ba2e22fd59866260278b3475c043804745ccd10025fa9479ceee"
-    desk = load_set("desk", ROOT)
+    desk = load_shipped_set("desk", ROOT)
     assert desk.heldout_sha256 == "c73afe71d6888179c82d9c6c8739cc7eb0ab47c5b329eca82c44b3bf314bbbfb"
     assert desk.train_sha256 == "899a351d1d6a891c87a81374ce34dc2581dd11e81528b279c3a78d73ea932850"
 

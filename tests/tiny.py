@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nomoat.bases import BaseFiles, fetch_base
-from nomoat.rows import Row
-from nomoat.sources import Base
+from nomoat.config.schema import Base
+from nomoat.data.examples import Example
+from nomoat.models.base import BaseFiles, fetch_base
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -99,10 +99,10 @@ def make_base(folder: Path, architecture: str = "llama", *, seed: int = 0, **tok
     return fetch_base(Base(path=str(folder)))
 
 
-def make_rows(count: int, *, tier: str = "train", family: str = "sum") -> list[Row]:
+def make_rows(count: int, *, tier: str = "train", family: str = "sum") -> list[Example]:
     """Rows of a task a tiny model can learn by heart, each of its own length."""
     return [
-        Row(
+        Example(
             f"{family}-{tier}-{n}",
             f"sum of {n} and {2 * n}{' please' * (n % 4)}",
             str(3 * n),

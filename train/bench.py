@@ -14,7 +14,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from nomoat.errors import NomoatError, RunFailed, run_script
+from nomoat.benchmarks.training import run_bench, write_bench
+from nomoat.cli import run_script
+from nomoat.errors import NomoatError, RunFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("ours", "trainer", "trl_default", "trl_packed", "trl_autocast", "trl_compiled", "trl_padded", "trl_sorted")
@@ -40,29 +42,27 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.recipe_file import load_recipe
+    from nomoat.config.load import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
+    configure_logging()
     from rich.console import Console
 
-    from nomoat import bench
-    from nomoat.bench_arms import worthwhile
-    from nomoat.bench_record import headlines, table_of
-    from nomoat.bench_work import Size
-    from nomoat.devices import choose_device
+    from nomoat.benchmarks.peers import BenchSize, worthwhile
+    from nomoat.benchmarks.results import headlines, table_of
+    from nomoat.models.device import choose_device
 
     chosen = arguments.arms or worthwhile(ARMS, choose_device(recipe.hardware).kind)
     names = ["ours", *(name for name in ARMS[1:] if name in chosen)]
     if len(names) == 1:
         raise NomoatError("--arms: name at least one arm besides ours, for example --arms trainer")
     console = Console()
-    size = Size(arguments.turns, arguments.steps, arguments.warmup)
+    size = BenchSize(arguments.turns, arguments.steps, arguments.warmup)
     with tempfile.TemporaryDirectory() as scratch:
-        record = bench.run(recipe, ROOT, names, size, Path(scratch), console)
-    bench.write(record, arguments.out)
+        record = run_bench(recipe, ROOT, names, size, Path(scratch), console)
+    write_bench(record, arguments.out)
     console.print(table_of(record), "", *headlines(record), f"\nwritten to {arguments.out / 'bench.json'}", sep="\n", highlight=False)
     if record["not_the_same_work"]:
         raise RunFailed("these arms did not do the same work:\n  " + "\n  ".join(record["not_the_same_work"]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import run_script
+from nomoat.cli import run_script
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,15 +23,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     path = parse_arguments().recipe
-    from nomoat.files import write_atomically
-    from nomoat.pinning import latest_commit, pinned, unpinned
-    from nomoat.recipe_file import load_recipe
+    from nomoat.config.load import load_recipe
+    from nomoat.config.pin import find_unpinned, latest_commit, pin_text
+    from nomoat.io import write_atomically
 
     load_recipe(path)  # a recipe with other mistakes is told them before the hub is asked
     text = path.read_text(encoding="utf-8")
-    commits = {place: latest_commit(place) for place in unpinned(text)}
+    commits = {place: latest_commit(place) for place in find_unpinned(text)}
     if commits:
-        write_atomically(path, pinned(text, commits))
+        write_atomically(path, pin_text(text, commits))
     for place, commit in commits.items():
         print(f"{path}: {place.block}.revision of {place.repository} is now {commit}")
     if not commits:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import run_script
+from nomoat.cli import run_script
+from nomoat.planning.measure import measure
+from nomoat.planning.plan import check_fit, make_plan, with_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,29 +32,26 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from nomoat.recipe_file import load_recipe
+    from nomoat.config.load import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is told before anything heavy is imported
 
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
+    configure_logging()
     from rich.console import Console
 
-    from nomoat import planning
-    from nomoat.plan_view import print_plan
+    from nomoat.planning.plan import print_plan
 
     console = Console()
-    plan = planning.make_plan(recipe, ROOT)
+    plan = make_plan(recipe, ROOT)
     measured = None
     if arguments.measure:
-        from nomoat import plan_measuring
-
-        planning.check_fit(plan)  # before it is tried
-        measured = plan_measuring.measure(plan)
-        plan = planning.with_speed(plan, measured.tokens_per_second)
+        check_fit(plan)  # before it is tried
+        measured = measure(plan)
+        plan = with_speed(plan, measured.tokens_per_second)
     print_plan(plan, console, measured)
-    planning.check_fit(plan)
+    check_fit(plan)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.errors import RunFailed, run_script
+from nomoat.cli import run_script
+from nomoat.errors import RunFailed
+from nomoat.pipeline.finetune import open_finetune
+from nomoat.pipeline.run_spec import make_run_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,21 +31,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.recipe_file import load_recipe
+    from nomoat.config.load import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is told before anything heavy is imported
 
-    from nomoat.quiet import quieten
+    from nomoat.cli import configure_logging
 
-    quieten()
+    configure_logging()
     from rich.console import Console
 
-    from nomoat import jobs, session
-
     console = Console()
-    job = jobs.plan_job(recipe, ROOT)
+    job = make_run_spec(recipe, ROOT)
     console.print(job.introduction(), highlight=False)
-    with session.open_job(job, arguments.runs_dir, console) as work:
+    with open_finetune(job, arguments.runs_dir, console) as work:
         model = work.load_base()
         rows = work.prepare_rows(model)
         model = work.attach_adapter(model)

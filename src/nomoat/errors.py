@@ -8,11 +8,9 @@ KeyboardInterrupt      exit 130 stopped by Ctrl-C or by SIGTERM (kill, a batch s
 
 from __future__ import annotations
 
-import errno
-import signal
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+import difflib
+from collections.abc import Iterable
+from typing import Any
 
 
 class NomoatError(Exception):
@@ -35,39 +33,14 @@ class RunFailed(NomoatError):
     exit_code = 1
 
 
-def explain(error: BaseException) -> str | None:
-    """The message for an error whose cause lies outside the program, or None for a bug of ours."""
-    if isinstance(error, NomoatError):
-        return str(error)
-    if _is_full_disk(error):
-        return f"the disk is full ({error}): nothing finished was lost; free some space and run the same command again"
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}: choose a folder you may write to"
-    return None
+def quoted(value: Any) -> str:
+    """A value as a message quotes it: at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_full_disk(error: BaseException) -> bool:
-    """Also where torch or safetensors have put the system's error into words of their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing", "Disk quota exceeded"))
-
-
-def _stop(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main` and leave with its exit code; a known error is one message on stderr, and SIGTERM is heeded as Ctrl-C is."""
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        sys.exit(main() or 0)
-    except KeyboardInterrupt:
-        print("\nstopped: what was finished is kept; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for a near miss, and always what is allowed."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f"; did you mean {near[0]!r}?" if near else "") + f" (allowed: {', '.join(known) or 'none'})"

@@ -1,0 +1,194 @@
+"""Data for an invented table, chosen so that a wrong query gives a wrong result."""
+
+from __future__ import annotations
+
+import random
+import re
+import sqlite3
+import unicodedata
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+from nomoat.config.load import parse_yaml
+from nomoat.data.desk_slots import Table, part_of
+from nomoat.errors import NomoatError
+
+# MERGED desk_text:
+# How values are written in the prompts and completions of the shipped set: the filters its templates may use.
+
+
+def plain(value: Any) -> Any:
+    """A JSON value: dates as 2026-03-03, times as 14:30."""
+    return value.isoformat() if isinstance(value, date) else hours24(value) if isinstance(value, time) else value
+
+
+def hours24(value: time) -> str:
+    """14:30"""
+    return value.strftime("%H:%M")
+
+
+def hours12(value: time) -> str:
+    """2:30 pm"""
+    return f"{value.hour % 12 or 12}:{value.minute:02d} {'am' if value.hour < 12 else 'pm'}"
+
+
+def later(value: time, minutes: int) -> time:
+    """The time so many minutes later, on the same day."""
+    return (datetime(2000, 1, 1, value.hour, value.minute) + timedelta(minutes=minutes)).time()
+
+
+def long_date(value: date) -> str:
+    """3 March 2026"""
+    return f"{value.day} {value:%B %Y}"
+
+
+def spoken_date(value: date) -> str:
+    """March 3rd, 2026"""
+    ending = "th" if 10 < value.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(value.day % 10, "th")
+    return f"{value:%B} {value.day}{ending}, {value.year}"
+
+
+def short_date(value: date) -> str:
+    """3 Mar 2026"""
+    return f"{value.day} {value:%b %Y}"
+
+
+def weekday_of(value: date) -> str:
+    """Tuesday"""
+    return f"{value:%A}"
+
+
+def plural(thing: str) -> str:
+    """desk lamp -> desk lamps, coffee press -> coffee presses; the last word carries the ending."""
+    if thing.endswith(("s", "x", "ch", "sh", "z")):
+        return f"{thing}es"
+    if thing.endswith("y") and thing[-2] not in "aeiou":
+        return f"{thing[:-1]}ies"
+    irregular = {"knife": "knives", "scarf": "scarves", "shelf": "shelves"}
+    head, _, last = thing.rpartition(" ")
+    return f"{head} {irregular[last]}".strip() if last in irregular else f"{thing}s"
+
+
+def email(person: str, company: str) -> str:
+    """An address that belongs to nobody: petrov@nordvik.example"""
+    letters = {"ø": "o", "ł": "l", "æ": "ae", "ß": "ss"}
+    surname = "".join(letters.get(sign, sign) for sign in person.lower().split(" ", 1)[1])
+    plain_letters = unicodedata.normalize("NFKD", surname).encode("ascii", "ignore").decode()
+    return f"{_letters_of(plain_letters)}@{_letters_of(company.lower().split(' ')[0])}.example"
+
+
+def _letters_of(text: str) -> str:
+    return "".join(sign for sign in text if sign.isascii() and sign.isalnum())
+
+
+FILTERS = {
+    "h24": hours24,
+    "h12": hours12,
+    "later": later,
+    "long": long_date,
+    "spoken": spoken_date,
+    "short": short_date,
+    "weekday": weekday_of,
+    "plural": plural,
+    "email": email,
+}
+
+
+# MERGED desk_facts:
+# What the assistant of the shipped set knows about itself, and the wordings in which it is asked.
+
+UNSEEN = {"heldout": 3, "validation": 1}  # of the 14 wordings of a fact; the other 10 are for training
+
+
+@dataclass(frozen=True)
+class PersonaFact:
+    """One fact in one wording: a question, the same as a clause ('what your name is'), the answer, what counts as right."""
+
+    name: str
+    answer: str = field(compare=False)
+    accept: tuple[str, ...] = field(compare=False)
+    question: str = field(compare=False)
+    clause: str = field(compare=False)
+
+
+class Persona:
+    """Draws facts; wordings and pairs of facts belong to one part each."""
+
+    def __init__(self, path: Path) -> None:
+        self._facts: dict[str, dict[str, Any]] = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+    def draw(self, part: str, rng: random.Random, taken: list[Any]) -> PersonaFact:
+        """A fact in a wording of `part`; as the second of two, one whose pair with the first belongs to `part`."""
+        partners = {name: [other for other in self._facts if _pair_part(name, other) == part] for name in self._facts}
+        name = rng.choice(partners[taken[0].name] if taken else [name for name in partners if partners[name]])
+        said = self._facts[name]
+        question, clause = (rng.choice(_wordings(said[form], part, name)) for form in ("questions", "clauses"))
+        return PersonaFact(name, said["answer"], tuple(said["accept"]), question, clause)
+
+
+def _pair_part(one: str, other: str) -> str | None:
+    """Which part may ask for these two together, in either order; none for a fact with itself."""
+    return None if one == other else part_of("pair", " + ".join(sorted((one, other))))
+
+
+def _wordings(all_of_them: list[str], part: str, name: str) -> list[str]:
+    # One seed for questions and clauses: the two lists are parallel, so both forms of a wording belong to the same part.
+    order = list(all_of_them)
+    random.Random(f"wordings {name}").shuffle(order)
+    heldout, validation = UNSEEN["heldout"], UNSEEN["validation"]
+    return {"heldout": order[:heldout], "validation": order[heldout : heldout + validation], "train": order[heldout + validation :]}[part]
+
+
+DATA_ROWS = 6
+AGGREGATES = ("COUNT(*)", "SUM", "MAX", "MIN", "AVG")
+
+
+def table_script(table: Table, query: str, rng: random.Random) -> str:
+    """CREATE and INSERT statements under which `query` has a result that none of its near misses gives."""
+    for _ in range(500):
+        script = _script(table, rng)
+        if _tells_apart(script, query, near_misses(table, query)):
+            return script
+    raise NomoatError(f"no data found that tells {query!r} from its near misses")
+
+
+def near_misses(table: Table, query: str) -> list[str]:
+    """Queries that are wrong in one place: no condition, the opposite one, another column, order or aggregate."""
+    misses = [re.sub(pattern, "", query) for pattern in (" WHERE .*", " ORDER BY .*", " ORDER BY .*(?= LIMIT)")]
+    misses += [query.replace(f"ORDER BY {table.number}", f"ORDER BY {column}") for column in (table.text, table.other)]
+    misses += [query.replace(old, new) for old, new in ((" = ", " != "), (" > ", " < "), (" > ", " >= "), (" < ", " > "), (" < ", " <= "))]
+    misses.append(query.replace(" DESC", "") if " DESC" in query else query.replace(" LIMIT", " DESC LIMIT"))
+    selected = query.split(" FROM ")[0].removeprefix("SELECT ")
+    instead = [table.text, table.other, table.number, "*"] + [f"{name}({table.number})" if "*" not in name else name for name in AGGREGATES]
+    misses += [query.replace(f"SELECT {selected} ", f"SELECT {other} ", 1) for other in instead]
+    return sorted({miss for miss in misses if miss != query})
+
+
+def _script(table: Table, rng: random.Random) -> str:
+    """Six data rows: two or three with the value asked for, one with the very limit, no number twice."""
+    texts = [table.value] * rng.choice((2, 3))
+    texts += [rng.choice(table.others) for _ in range(DATA_ROWS - len(texts))]
+    numbers = [table.limit, *rng.sample([number for number in range(3, 99) if number != table.limit], DATA_ROWS - 1)]
+    rng.shuffle(texts)
+    rng.shuffle(numbers)
+    cells = {table.text: texts, table.other: list(table.labels), table.number: numbers}
+    rows = zip(*(cells[name] for name, _ in table.columns), strict=True)
+    values = ", ".join("(" + ", ".join(_literal(cell) for cell in row) + ")" for row in rows)
+    return f"CREATE TABLE {table.name} ({table.typed}); INSERT INTO {table.name} VALUES {values};"
+
+
+def _literal(cell: str | int) -> str:
+    return str(cell) if isinstance(cell, int) else "'" + cell.replace("'", "''") + "'"
+
+
+def _tells_apart(script: str, query: str, misses: list[str]) -> bool:
+    database = sqlite3.connect(":memory:")
+    try:
+        database.executescript(script)
+        wanted = database.execute(query).fetchall()
+        results = (sorted(database.execute(miss).fetchall(), key=repr) for miss in misses)
+        return bool(wanted) and wanted != [(None,)] and all(result != sorted(wanted, key=repr) for result in results)
+    finally:
+        database.close()

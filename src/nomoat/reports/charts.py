@@ -1,0 +1,238 @@
+"""Charts of a comparison: score against cost with the front that nobody beats, and learning curves over each other."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nomoat.reports.format import in_tier_order
+from nomoat.reports.schema import ARMS, Interval, LossCurve, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# MERGED plots:
+# Charts of a report as SVG to stand inside a page: text stays text, and colours are the page's CSS variables.
+#
+# matplotlib draws with stand-in colours (`COLOURS`) that are then replaced by `var(--...)`, so that one drawing serves the dark
+# and the light page. The same report always gives the same bytes.
+
+COLOURS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "panel": "#040404",
+    "base": "#050505",
+    "few_shot": "#060606",
+    "adapter": "#070707",
+    "baseline": "#080808",
+    **{f"run{number}": f"#0{letter}0{letter}0{letter}" for number, letter in enumerate("abcdef")},
+}
+_OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms stand one above the other
+WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
+_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10.5, "text.parse_math": False}
+
+
+def score_chart(report: Report, *, width: float) -> str:
+    """Score and 95 % interval of each arm on each tier, with marks for what needs no training.
+
+    Base is a ring, few-shot a square, the adapter a disc; majority a stroke and nearest row a diamond.
+    """
+    tiers = [tier for tier in in_tier_order(set(report.baselines)) if any(arm.tiers.get(tier) for arm in report.arms.values())]
+
+    def draw(axes: Axes) -> None:
+        for height, tier in enumerate(reversed(tiers)):
+            _tier_marks(axes, report, tier, height)
+        axes.set_yticks(range(len(tiers)), list(reversed(tiers)))
+        axes.set_ylim(-0.55, len(tiers) - 0.45)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.50", "0.75", "1"])
+        for edge in range(1, len(tiers)):
+            axes.axhline(edge - 0.5, color=COLOURS["line"], linewidth=0.8)
+        axes.grid(axis="x", color=COLOURS["line"], linewidth=0.8)
+
+    return draw_svg(draw, width, 0.55 + 0.72 * len(tiers), "scores", _score_words(report, tiers))
+
+
+def _tier_marks(axes: Axes, report: Report, tier: str, height: float) -> None:
+    baseline = report.baselines[tier]
+    middle = height + _OFFSETS["adapter"]  # a baseline is what the adapter has to clear: it stands on the adapter's line
+    for value, marker, size in ((baseline.majority, "|", 11), (baseline.nearest_row, "D", 5)):
+        if value is not None:
+            axes.plot(value, middle, marker, color=COLOURS["baseline"], markersize=size, markeredgewidth=1.6, markerfacecolor="none")
+    for arm in ARMS:
+        found = report.arms[arm].tiers.get(tier)
+        if found is None or found.score is None:
+            continue
+        place = height + _OFFSETS[arm]
+        if found.interval is not None:
+            axes.plot(found.interval, (place, place), color=COLOURS[arm], linewidth=2.2, solid_capstyle="round")
+        face = COLOURS["panel"] if arm == "base" else COLOURS[arm]
+        marker = "s" if arm == "few_shot" else "o"
+        axes.plot(found.score, place, marker, color=COLOURS[arm], markerfacecolor=face, markersize=7.5, markeredgewidth=1.8)
+
+
+def _score_words(report: Report, tiers: Sequence[str]) -> str:
+    """The chart in words, for those who cannot see it."""
+    said = []
+    for tier in tiers:
+        scores = [(arm, report.arms[arm].tiers.get(tier)) for arm in ARMS]
+        said.append(f"{tier}: " + ", ".join(f"{arm.replace('_', '-')} {of.score:.2f}" for arm, of in scores if of and of.score is not None))
+    return "Scores from 0 to 1 with 95 % intervals. " + "; ".join(said) + ". The same numbers stand in the table below."
+
+
+def learning_curve_chart(curve: LossCurve, *, width: float) -> str | None:
+    """Training and validation loss by optimiser step; None where nothing was logged."""
+    validation = [(step, loss) for step, loss, _ in curve.validation if loss is not None]
+    if not curve.training and not validation:
+        return None
+
+    def draw(axes: Axes) -> None:
+        if curve.training:
+            axes.plot(*zip(*curve.training, strict=True), color=COLOURS["base"], linewidth=1.1)
+        if validation:
+            axes.plot(*zip(*validation, strict=True), "o-", color=COLOURS["adapter"], linewidth=1.8, markersize=5, clip_on=False)
+        axes.set_xlabel("optimiser step", color=COLOURS["muted"])
+        axes.set_ylabel("loss per labelled token (nats)", color=COLOURS["muted"])
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.02)
+        axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+
+    ends = f" Validation loss goes from {validation[0][1]:.2f} to {validation[-1][1]:.2f}." if validation else ""
+    return draw_svg(draw, width, 2.9, "curve", "Training and validation loss by optimiser step." + ends)
+
+
+def draw_svg(draw: Callable[[Any], None], width: float, height: float, name: str, words: str) -> str:
+    """Draw on fresh axes without a frame and return the `<svg>` element alone."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    # "default": nobody's own matplotlibrc; the salt makes ids the same in every run and different between the drawings of one page
+    with style.context(["default", {**_SETTINGS, "svg.hashsalt": f"{name}-{width}"}]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        for side in ("top", "right", "left", "bottom"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(length=0, colors=COLOURS["muted"], labelsize=10.5)
+        axes.set_axisbelow(True)
+        draw(axes)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(text.getvalue(), words)
+
+
+def _for_page(svg: str, words: str) -> str:
+    """Keep only the element, name it for screen readers, and hand colours and fonts to the page."""
+    from markupsafe import escape
+
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # a style inside an inline SVG applies to the whole page
+    element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
+    element = re.sub(r'<g id="[^"]*"', "<g", element)
+    for variable, colour in COLOURS.items():
+        element = element.replace(colour, f"var(--{variable})")
+    element = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", element)
+    element = re.sub(r"font-family: [^;\"]*;?", "", element)
+    opening = re.match(r"<svg[^>]*>", element)
+    box = re.search(r'viewBox="([^"]*)"', element)
+    if opening is None or box is None:
+        raise RuntimeError("matplotlib wrote an SVG without an opening tag or a viewBox")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}" role="img"'
+    return f'{head} aria-label="{escape(words)}">' + element[opening.end() :].strip()
+
+
+RUN_COLOURS = 6  # after that they start again, dashed
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: its letter, what it cost (USD or minutes), and its score with the 95 % interval."""
+
+    letter: str
+    cost: float
+    score: float
+    interval: Interval | None
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The runs than which none is both as cheap and better, or as good and cheaper; from the cheapest on."""
+    best = float("-inf")
+    kept = []
+    for point in sorted(points, key=lambda one: (one.cost, -one.score)):
+        if point.score > best:
+            kept.append(point)
+            best = point.score
+    return kept
+
+
+def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -> str:
+    """Score by cost, each run under its letter; the line joins the front."""
+    best = pareto_front(points)
+
+    def draw(axes: Axes) -> None:
+        axes.step([one.cost for one in best], [one.score for one in best], where="post", color=COLOURS["line"], linewidth=2)
+        for one in points:
+            colour = COLOURS["adapter"] if one in best else COLOURS["base"]
+            if one.interval is not None:
+                axes.plot((one.cost, one.cost), one.interval, color=colour, linewidth=2, solid_capstyle="round")
+            axes.plot(one.cost, one.score, "o", color=colour, markersize=7)
+            axes.annotate(one.letter, (one.cost, one.score), (8, 6), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlim(left=0)
+        axes.margins(x=0.12)
+        axes.set_xlabel(unit, color=COLOURS["muted"])
+        axes.set_ylabel(f"score on {tier}", color=COLOURS["muted"])
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+
+    said = "; ".join(f"{one.letter}: {one.score:.2f} for {one.cost:.3g}" for one in points)
+    words = f"Score on {tier} by cost ({unit}): {said}. On the front: {', '.join(one.letter for one in best)}."
+    return draw_svg(draw, width, 3.2, "cost", words)
+
+
+def ends_together(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[tuple[list[str], tuple[float, float]]]:
+    """Letters of curves that end in the same place, for one label; the same is within 3 % of the width and 7 % of the height."""
+    drawn_lines = [(letter, points) for letter, points in lines if len(points) > 1]
+    width, height = (max((point[axis] for _, points in drawn_lines for point in points), default=1.0) for axis in (0, 1))
+    found: list[tuple[list[str], tuple[float, float]]] = []
+    for letter, points in drawn_lines:
+        x, y = points[-1]
+        near = next((names for names, (a, b) in found if abs(a - x) < 0.03 * width and abs(b - y) < 0.07 * height), None)
+        if near is None:
+            found.append(([letter], (x, y)))
+        else:
+            near.append(letter)
+    return found
+
+
+def curves_chart(curves: Sequence[tuple[str, LossCurve]], *, width: float) -> str | None:
+    """Validation loss by optimiser step, a line a run; None where none was logged."""
+    lines = [(letter, [(step, loss) for step, loss, _ in curve.validation if loss is not None]) for letter, curve in curves]
+    if not any(len(points) > 1 for _, points in lines):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for number, (_, points) in enumerate(lines):
+            if len(points) < 2:
+                continue
+            colour = COLOURS[f"run{number % RUN_COLOURS}"]
+            dashes = "-" if number < RUN_COLOURS else "--"
+            axes.plot(*zip(*points, strict=True), f"o{dashes}", color=colour, linewidth=1.6, markersize=4)
+        for letters, place in ends_together(lines):
+            axes.annotate(", ".join(letters), place, (7, -3), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.05)
+        axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
+        axes.set_xlabel("optimiser step", color=COLOURS["muted"])
+        axes.set_ylabel("validation loss (nats)", color=COLOURS["muted"])
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+
+    ends = "; ".join(f"{letter} ends at {points[-1][1]:.3f}" for letter, points in lines if points)
+    return draw_svg(draw, width, 2.9, "curves", f"Validation loss by optimiser step. {ends}.")

@@ -1,0 +1,251 @@
+"""compare.html: several runs on one page that needs nothing else, computed from their reports and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nomoat.reports import format as fmt
+from nomoat.reports.charts import NARROW, WIDE, Point, cost_chart, curves_chart
+from nomoat.reports.compare import ARM, BenchmarkRow, Comparison, Disagreement, benchmark_rows, disagreements, family_verdicts, repetition
+from nomoat.reports.html import page_environment
+from nomoat.reports.schema import Interval, Report
+
+# MERGED comparing_view:
+# A comparison in a terminal: scores, differences from the reference, cost, and what was not the same, in 80 columns.
+
+NOT_COMPARABLE = "not comparable"
+MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer
+
+
+def print_comparison(found: Comparison, console: Console, benchmarks: Sequence[BenchmarkRow] = ()) -> None:
+    """Print several runs side by side; where they were forced together every number says that it is not comparable."""
+    letters = [letter(index) for index in range(len(found.reports))]
+    _print_runs(found, letters, console)
+    for reason in found.obstacles:
+        console.print(Text(f"{NOT_COMPARABLE}: {fmt.visible(reason)}", style="bold red"))
+    for line in _repetitions(found, letters):
+        console.print(Text(fmt.visible(line)))
+    blocks = [
+        (f"scores of the {ARM}, 95 % intervals", _score_table(found, letters)),
+        (f"difference from {letters[found.reference]}, paired row by row", _difference_table(found, letters)),
+        *([("standard benchmarks", _benchmark_table(found, letters, benchmarks))] if benchmarks else []),
+        ("cost", _cost_table(found, letters)),
+        ("what differed in the recipe", _changes_table(found.recipe_changes, letters)),
+        ("what differed in the environment", _changes_table(found.environment_changes, letters)),
+    ]
+    for title, table in blocks:
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(table if table.row_count else Text("nothing"))
+
+
+def _repetitions(found: Comparison, letters: Sequence[str]) -> list[str]:
+    first = found.reports[found.reference]
+    pairs = [(name, report, of) for name, report, of in zip(letters, found.reports, found.differences, strict=True) if report is not first]
+    said = [(name, repetition(report, first, of)) for name, report, of in pairs if not found.obstacles]
+    return [f"{name}  {words}" for name, words in said if words]
+
+
+def letter(index: int) -> str:
+    """A, B, ... Z, A2, B2 ...: short names for long run names."""
+    return ascii_uppercase[index % 26] + (str(index // 26 + 1) if index >= 26 else "")
+
+
+def _print_runs(found: Comparison, letters: Sequence[str], console: Console) -> None:
+    for index, (name, report) in enumerate(zip(letters, found.reports, strict=True)):
+        marks = [mark for mark, holds in (("reference", index == found.reference), ("failed", report.status == "failed")) if holds]
+        console.print(Text(f"{name}  {fmt.visible(report.run)}" + (f" ({', '.join(marks)})" if marks else "")), soft_wrap=True)
+
+
+def _score_table(found: Comparison, letters: Sequence[str]) -> Table:
+    table = _table("", *found.tiers)
+    for name, report in zip(letters, found.reports, strict=True):
+        scores = [report.arms[ARM].tiers.get(tier) for tier in found.tiers]
+        table.add_row(name, *(_cell(found, score.score, score.interval) if score else Text("-") for score in scores))
+    return table
+
+
+def _difference_table(found: Comparison, letters: Sequence[str]) -> Table:
+    table = _table("", *found.tiers)
+    for index, name in enumerate(letters):
+        if index == found.reference:
+            continue
+        cells = []
+        for tier in found.tiers:
+            difference = found.differences[index].get(tier)
+            cells.append(_cell(found, difference.difference, difference.interval, verdict=difference.verdict) if difference else Text("-"))
+        table.add_row(name, *cells)
+    return table
+
+
+def _benchmark_table(found: Comparison, letters: Sequence[str], rows: Sequence[BenchmarkRow]) -> Table:
+    """Each adapter's score, and below it the difference from the reference's, or why there is none."""
+    table = _table("", *letters)
+    for row in rows:
+        documents = f"\n{row.first.n} documents" if row.first.n else ""
+        cells = []
+        for score, one in zip(row.scores, row.differences, strict=True):
+            cell = _cell(found, score.adapter, score.adapter_interval) if score else Text("-")
+            if isinstance(one, str):
+                cell.append(f"\n{one}", style="dim")
+            elif one is not None:
+                cell.append("\n").append(_cell(found, one.difference, one.interval, verdict=one.verdict))
+            cells.append(cell)
+        table.add_row(Text.assemble(fmt.visible(f"{row.first.task} {fmt.metric(row.first)}"), (documents, "dim")), *cells)
+    return table
+
+
+def _cell(found: Comparison, value: float | None, interval: Interval | None, *, verdict: str = "") -> Text:
+    """Value, interval and verdict under one another, and the warning where the runs were forced together."""
+    signed = bool(verdict)
+    lines: list[str | tuple[str, str]] = [fmt.number(value, signed=signed), (f"\n{fmt.interval(interval, signed=signed)}", "dim")]
+    if verdict:
+        lines.append(f"\n{verdict}")
+    return _labelled(found, Text.assemble(*lines))
+
+
+def _labelled(found: Comparison, cell: Text) -> Text:
+    return cell.append(f"\n{NOT_COMPARABLE}", style="red") if found.obstacles else cell
+
+
+def _cost_table(found: Comparison, letters: Sequence[str]) -> Table:
+    table = _table("", "time", "money", "energy", "memory", "adapter")
+    for name, report in zip(letters, found.reports, strict=True):
+        table.add_row(name, *(_labelled(found, Text(value)) for value in cost_values(report)))
+    return table
+
+
+def cost_values(report: Report) -> list[str]:
+    """Time, money, energy, memory and adapter size in words."""
+    cost = report.cost
+    rented = "" if cost.usd_as_if is None else f"\nas if {fmt.money(cost.usd_as_if)}"
+    return [
+        fmt.duration(cost.seconds),
+        fmt.money(cost.usd) + rented,
+        fmt.NOT_MEASURED if cost.energy_wh is None else f"{cost.energy_wh:.3g} Wh",
+        fmt.size(cost.peak_memory_bytes),
+        fmt.size(report.adapter.bytes),
+    ]
+
+
+def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequence[str]) -> Table:
+    """One line for each run and key: values are too long to stand beside each other."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for key, values in changes:
+        for index, (name, value) in enumerate(zip(letters, values, strict=True)):
+            shown = fmt.visible(value)
+            short = shown if len(shown) <= MAX_VALUE else f"{shown[:MAX_VALUE]}..."
+            table.add_row(Text(fmt.visible(key) if index == 0 else ""), name, Text(short))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(Text(fmt.visible(column)), justify="left" if index == 0 else "right", vertical="top")
+    return table
+
+
+MOST_ROWS = 400  # of the rows where runs disagree: a page of thousands is read by nobody and opens slowly
+
+
+def render_comparison(found: Comparison, paths: Sequence[Path]) -> str:
+    """The page as one string; `paths` are the run directories (or report files) in the order of the reports.
+
+    One inline script filters the rows where runs disagree; without scripts all of them are shown.
+    """
+    letters = [letter(number) for number in range(len(found.reports))]
+    rows = disagreements(found, paths, letters)
+    return (
+        page_environment()
+        .get_template("compare.html.j2")
+        .render(
+            found=found,
+            arm=ARM,
+            letters=letters,
+            runs=[_run(found, number, letters, alone=not path.is_dir()) for number, path in enumerate(paths)],
+            others=[number for number in range(len(letters)) if number != found.reference],
+            families={tier: _families(found, tier) for tier in found.tiers},
+            verdicts=[family_verdicts(differences) for differences in found.differences],
+            benchmarks=benchmark_rows(found, paths),
+            rows=rows[:MOST_ROWS],
+            left_out=max(0, len(rows) - MOST_ROWS),
+            filters=_filters(rows),
+            charts=_charts(found, letters),
+            sentences=_sentences(found, letters),
+        )
+    )
+
+
+def _run(found: Comparison, number: int, letters: Sequence[str], *, alone: bool) -> dict[str, Any]:
+    report = found.reports[number]
+    marks = (("reference", number == found.reference), ("failed", report.status == "failed"), ("only its report", alone))
+    notes = [words for words, holds in marks if holds]
+    names = ("time", "money", "energy", "memory", "adapter")
+    return {
+        "letter": letters[number],
+        "name": report.run,
+        "notes": ", ".join(notes),
+        "report": report,
+        "cost": list(zip(names, cost_values(report), strict=True)),
+        "differences": found.differences[number],
+    }
+
+
+def _families(found: Comparison, tier: str) -> list[str]:
+    scores = [report.arms[ARM].tiers.get(tier) for report in found.reports]
+    return sorted({name for score in scores if score for name in score.families})
+
+
+def _filters(rows: Sequence[Disagreement]) -> dict[str, list[str]]:
+    return {"tier": fmt.in_tier_order({row.tier for row in rows}), "family": sorted({row.family for row in rows})}
+
+
+def _sentences(found: Comparison, letters: Sequence[str]) -> list[str]:
+    """What follows, run by run, on the reference's primary tier; a loss elsewhere is said in the same sentence."""
+    first = letters[found.reference]
+    primary = found.reports[found.reference].comparison.primary
+    said = []
+    for number, differences in enumerate(found.differences):
+        if number == found.reference or primary not in differences:
+            continue
+        verdict = differences[primary].verdict
+        words = f"cannot be told from {first}" if verdict == "cannot tell" else f"is {verdict} than {first}"
+        sentence = f"{letters[number]} {words} on {fmt.tier_words(primary)}, {fmt.change(differences[primary])}"
+        worse = [tier for tier, of in differences.items() if of.verdict == "worse" and tier != primary]
+        joint = "and also" if verdict == "worse" else "but"
+        said.append(sentence + (f"; {joint} worse on {', '.join(map(fmt.tier_words, worse))}" if worse else ""))
+        repeated = repetition(found.reports[number], found.reports[found.reference], differences)
+        said += [f"{letters[number]} {repeated}"] if repeated else []
+    return said
+
+
+def _charts(found: Comparison, letters: Sequence[str]) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    tier = found.reports[found.reference].comparison.primary
+    unit, points = _points(found.reports, letters, tier)
+    curves = [(name, report.learning_curve) for name, report in zip(letters, found.reports, strict=True)]
+    charts: dict[str, str | None] = {}
+    for name, width in (("wide", WIDE), ("narrow", NARROW)):
+        charts[f"cost_{name}"] = cost_chart(points, unit=unit, tier=tier, width=width) if points else None
+        charts[f"curves_{name}"] = curves_chart(curves, width=width)
+    return {name: Markup(svg) if svg else None for name, svg in charts.items()}  # our own drawing, escaped where it was made
+
+
+def _points(reports: Sequence[Report], letters: Sequence[str], tier: str) -> tuple[str, list[Point]]:
+    """Scores by dollars where every run has a figure, else by minutes."""
+    priced = all(report.cost.usd is not None for report in reports)
+    points = []
+    for name, report in zip(letters, reports, strict=True):
+        score = report.arms[ARM].tiers.get(tier)
+        if score is not None and score.score is not None:
+            cost = report.cost.usd if priced and report.cost.usd is not None else report.cost.seconds / 60
+            points.append(Point(name, cost, score.score, score.interval))
+    return ("US dollars" if priced else "minutes, in all"), points

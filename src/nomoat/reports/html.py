@@ -1,0 +1,203 @@
+"""report.html: one page that needs nothing else, computed from the report alone.
+
+Everything in it is escaped (autoescape is on, and every text goes through `visible`), since model outputs may hold HTML,
+NULs, half characters or ten megabytes on one line. Local paths never get into it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nomoat.io import write_atomically
+from nomoat.reports import format as fmt
+from nomoat.reports import summary
+from nomoat.reports.schema import FamilyDifference, FamilyScore, Interval, Report
+
+MAX_SHOWN = 700
+KIND_WORDS = {"won": "The adapter won", "lost": "The adapter lost", "both_wrong": "Both wrong", "both_right": "Both right"}
+TONES = {"better": ("better", "\u25b2"), "worse": ("worse", "\u25bc"), "cannot tell": ("unclear", "\u25c6")}
+
+
+def write_page(report: Report, path: Path) -> None:
+    """Write report.html into the run's directory, atomically."""
+    write_atomically(path, render_html(report, path.parent))
+
+
+def render_html(report: Report, run_dir: Path | None = None) -> str:
+    """The page as one string: no scripts, no network, light and dark, for screens from 360 pixels and for paper.
+
+    `run_dir` is only for the command that computes the run again; a folder outside the working directory is not named.
+    """
+    primary = report.comparison.tiers.get(report.comparison.primary)
+    scores = {arm: of.tiers.get(report.comparison.primary) for arm, of in report.arms.items()}
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            view=_view(report, run_dir),
+            charts=_charts(report),
+            primary=primary,
+            base=scores.get("base"),
+            adapter=scores.get("adapter"),
+            family_of=lambda arm, tier, name: _family_score(report, arm, tier, name),
+            difference_of=lambda tier, name: _family_difference(report, tier, name),
+            extent=lambda tier: _extent(report, tier),
+            bits=lambda arm, tier: getattr(report.arms[arm].tiers.get(tier), "bits_per_byte", None),
+        )
+    )
+
+
+def page_environment() -> Any:
+    """Where every page is rendered: all text escaped, an unknown name an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("nomoat.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_filters())
+    return environment
+
+
+def _filters() -> dict[str, Any]:
+    return {
+        "visible": fmt.visible,
+        "excerpt": excerpt,
+        "number": fmt.number,
+        "signed": lambda value: fmt.number(value, signed=True),
+        "interval": _unbroken_interval,
+        "signed_interval": lambda value: _unbroken_interval(value, signed=True),
+        "tier_words": fmt.tier_words,
+        "mark": mark,
+        "metric": fmt.metric,
+        "p_value": fmt.p_value,
+        "tone": lambda verdict: TONES.get(verdict, TONES["cannot tell"])[0],
+        "shown_json": lambda value: excerpt(json.dumps(value, ensure_ascii=False, indent=1)),
+    }
+
+
+def _unbroken_interval(value: Interval | None, *, signed: bool = False) -> str:
+    """Numbers stay on one line; the words that stand for a missing interval may break."""
+    words = fmt.interval(value, signed=signed)
+    return words if value is None else words.replace(" ", "\u00a0")
+
+
+def excerpt(text: str) -> str:
+    """A text short enough to read, safe to show, that says how much is missing."""
+    left_out = len(text) - MAX_SHOWN
+    return fmt.visible(text) if left_out <= 0 else f"{fmt.visible(text[:MAX_SHOWN])} ... ({left_out:,} more characters)"
+
+
+def mark(score: float | None) -> str:
+    """A row's score in a word."""
+    if score is None:
+        return "not scored"
+    return {1.0: "right", 0.0: "wrong"}.get(score, fmt.number(score))
+
+
+def _charts(report: Report) -> dict[str, Any]:
+    """Each chart for screens and for phones: the page shows one of the two."""
+    from markupsafe import Markup
+
+    from nomoat.reports.charts import NARROW, WIDE, learning_curve_chart, score_chart
+
+    charts: dict[str, str | None] = {}
+    for name, width in (("wide", WIDE), ("narrow", NARROW)):
+        charts[f"scores_{name}"] = score_chart(report, width=width) if report.rows else None
+        charts[f"curve_{name}"] = learning_curve_chart(report.learning_curve, width=width)
+    return {name: Markup(svg) if svg else None for name, svg in charts.items()}  # our own drawing, escaped where it was made
+
+
+def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
+    slowest = max((seconds for _, seconds in summary.phase_seconds(report)), default=0.0) or 1.0
+    return {
+        "claims": _claims(report),
+        "path": _shown_path(report, run_dir),
+        "subtitle": _subtitle(report),
+        "sentence": report.comparison.headline[:1].upper() + report.comparison.headline[1:] + ".",
+        "facts": summary.main_facts(report),
+        "cost_facts": summary.cost_facts(report),
+        "reused": summary.reused_sentence(report),
+        "tiers": fmt.in_tier_order(set(report.baselines)),
+        "score_notes": summary.score_notes(report),
+        "below": "; ".join(f"{', '.join(names)} on {tier}" for tier, names in report.comparison.families_below_baseline.items() if names),
+        "samples": [(words, [sample for sample in report.samples if sample.kind == kind]) for kind, words in KIND_WORDS.items()],
+        "phases": [
+            {"name": name, "percent": round(100 * seconds / slowest, 1), "time": fmt.duration(seconds)}
+            for name, seconds in summary.phase_seconds(report)
+        ],
+        "lost": summary.lost_sentences(report),
+        "harness": summary.harness_notes(report),
+        "data": summary.data_sentences(report),
+        "provenance": _leaves(report.provenance),
+        "recipe": _leaves(report.recipe),
+    }
+
+
+def _claims(report: Report) -> list[dict[str, str]]:
+    """The verdict as a heading, a loss in retention in the same line; a symbol, so that nothing is said by colour alone."""
+    comparison = report.comparison
+    if report.status == "failed":
+        return [{"tone": "worse", "symbol": "\u2715", "word": "Failed", "rest": ""}]
+    if comparison.verdict is None:
+        return [_claim("cannot tell", "No verdict", "")]
+    first = _claim(comparison.verdict, comparison.verdict.capitalize(), f" on {fmt.tier_words(comparison.primary)}")
+    if comparison.retention_verdict != "worse" or comparison.primary == "retention":
+        return [first]
+    first["rest"] += ", but "
+    return [first, _claim("worse", "worse", f" at {fmt.tier_words('retention')}")]
+
+
+def _claim(verdict: str, word: str, rest: str) -> dict[str, str]:
+    tone, symbol = TONES[verdict]
+    return {"tone": tone, "symbol": symbol, "word": word, "rest": rest}
+
+
+def _shown_path(report: Report, run_dir: Path | None) -> str:
+    """Where the run lies below the working directory, or below a folder that is not named: no local path gets into the page."""
+    if run_dir is not None and run_dir.resolve().is_relative_to(Path.cwd()):
+        return str(run_dir.resolve().relative_to(Path.cwd()))
+    return f"runs/{report.run}"
+
+
+def _subtitle(report: Report) -> str:
+    """Base, method and machine in one line, of what is known."""
+    base, device = report.provenance.get("base") or {}, report.provenance.get("device") or {}
+    rank = f"rank {report.adapter.rank}" if report.adapter.rank else None
+    stated = "trained in full (the adapter below is the whole model)" if report.adapter.method == "full" else report.adapter.method
+    method = " ".join(str(part) for part in (stated, rank) if part)
+    model = str(base.get("name") or "").partition("@")[0].rpartition("/")[2]  # its revision and file stand under provenance
+    parts = [model, method, device.get("name")]
+    line = ", ".join(str(part) for part in parts if part)
+    note = str(base.get("note") or "")
+    return f"{line}. {note[:1].upper()}{note[1:]}." if note else line
+
+
+def _leaves(value: Any) -> list[tuple[str, str]]:
+    return [(key, excerpt(text)) for key, text in fmt.flattened(value)]
+
+
+def _extent(report: Report, tier: str) -> str:
+    difference = report.comparison.tiers.get(tier)
+    found = difference or report.arms["adapter"].tiers.get(tier)
+    if found is None:
+        return ""
+    detectable = difference.smallest_detectable if difference else None
+    shown = "" if detectable is None else f", \u00b1{fmt.number(detectable)}"
+    return f"{fmt.plural(found.n, 'row')}, {fmt.plural(found.groups, 'group')}{shown}"
+
+
+def _family_score(report: Report, arm: str, tier: str, name: str) -> FamilyScore | None:
+    found = report.arms[arm].tiers.get(tier)
+    return found.families.get(name) if found else None
+
+
+def _family_difference(report: Report, tier: str, name: str) -> FamilyDifference | None:
+    found = report.comparison.tiers.get(tier)
+    return found.families.get(name) if found else None

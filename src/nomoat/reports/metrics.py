@@ -1,0 +1,202 @@
+"""From the compact rows of a report to every score, baseline and verdict in it.
+
+The same functions run when a report is written and when it is read again: that is how an edited number is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nomoat.reports import format as fmt
+from nomoat.reports.schema import (
+    ARMS,
+    OPTIONAL_ARMS,
+    ArmScores,
+    Baseline,
+    Benchmark,
+    CompactRow,
+    Comparison,
+    FamilyBaseline,
+    FamilyDifference,
+    FamilyScore,
+    Gate,
+    Interval,
+    TierDifference,
+    TierScore,
+    Verdict,
+)
+from nomoat.stats.intervals import mean_interval, rate_interval, tier_estimate
+from nomoat.stats.paired import paired_difference
+
+# MERGED benchmarks:
+# From the pairs of eval/harness.jsonl to what a report says of a standard benchmark: scores, paired differences, intervals.
+#
+# Each document is a group of its own. A metric that is no mean over documents keeps the harness's
+# totals, and gets no interval; nor does one that leaves the range from 0 to 1, such as a perplexity.
+
+OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
+
+
+def benchmark_scores(lines: Sequence[dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> list[Benchmark]:
+    """One entry for each task, metric and filter, in the order of the lines; `tasks` says which way each metric points."""
+    keys = list(dict.fromkeys((line["task"], line["metric"], line["filter"]) for line in lines))
+    return [
+        _benchmark(
+            [line for line in lines if (line["task"], line["metric"], line["filter"]) == key],
+            tasks[key[0]].get("higher_is_better", {}).get(key[1]),
+        )
+        for key in keys
+    ]
+
+
+def _benchmark(lines: Sequence[dict[str, Any]], higher_is_better: bool | None) -> Benchmark:
+    base, adapter = [line["base"] for line in lines], [line["adapter"] for line in lines]
+    documents = [(number, line["document"]) for number, line in enumerate(lines)]
+    by_document = lines[0]["document"] is not None
+    bounded = by_document and all(0 <= value <= 1 for value in (*base, *adapter))  # what our intervals are made for
+    found = paired_difference(adapter, base, [""] * len(lines), documents) if bounded else None
+    verdict: Verdict = found.verdict if found and higher_is_better is not None else "cannot tell"
+    means = sum(base) / len(base), sum(adapter) / len(adapter)
+    return Benchmark(
+        **{key: lines[0][key] for key in ("task", "metric", "filter")},
+        n=len(lines) if by_document else None,
+        base=means[0],
+        adapter=means[1],
+        base_interval=_score_interval(base, documents) if bounded else None,
+        adapter_interval=_score_interval(adapter, documents) if bounded else None,
+        difference=means[1] - means[0],
+        interval=found.interval if found else None,
+        smallest_detectable=found.smallest_detectable if found else None,
+        higher_is_better=higher_is_better,
+        verdict=OPPOSITE[verdict] if higher_is_better is False else verdict,
+    )
+
+
+def _score_interval(scores: Sequence[float], documents: Sequence[Any]) -> Interval | None:
+    return rate_interval(scores, documents) if set(scores) <= {0, 1} else mean_interval(scores, documents, (0.0, 1.0))
+
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Aggregates:
+    """Everything in a report that follows from its rows."""
+
+    arms: dict[str, ArmScores]
+    baselines: dict[str, Baseline]
+    comparison: Comparison
+
+
+def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) -> Aggregates:
+    """Compute all of a report's scores and comparisons from its rows; `gate` only enters the headline."""
+    tiers = {tier: [row for row in rows if row[1] == tier] for tier in fmt.in_tier_order({row[1] for row in rows})}
+    asked = [arm for arm in OPTIONAL_ARMS if any(arm in row[4] for row in rows)]
+    arms = {arm: ArmScores(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in (*ARMS, *asked)}
+    baselines = {tier: _baseline(of) for tier, of in tiers.items()}
+    against_base = _present({tier: tier_difference(of, "base") for tier, of in tiers.items()})
+    comparison = Comparison(
+        primary=primary,
+        verdict=against_base[primary].verdict if primary in against_base else None,
+        retention_verdict=against_base["retention"].verdict if "retention" in against_base else None,
+        headline="",
+        tiers=against_base,
+        few_shot=_present({tier: tier_difference(of, "few_shot") for tier, of in tiers.items()}),
+        merged=_present({tier: tier_difference(of, "merged") for tier, of in tiers.items()}),
+        families_below_baseline=_below_baseline(arms["adapter"], baselines),
+    )
+    headline = fmt.headline(arms, comparison, gate)
+    return Aggregates(arms, baselines, comparison.model_copy(update={"headline": headline}))
+
+
+def _tier_score(rows: Sequence[CompactRow], arm: str) -> TierScore | None:
+    if not any(arm in row[4] for row in rows):
+        return None
+    families = _by_family(rows, lambda of: _family_score(of, arm))
+    note = f"this tier has one family, {next(iter(families))}, and its score speaks of no other" if len(families) == 1 else None
+    return TierScore(**dict(_family_score(rows, arm)), families=families, note=note)
+
+
+def _family_score(rows: Sequence[CompactRow], arm: str) -> FamilyScore:
+    run = [row for row in rows if arm in row[4]]
+    scored = [row for row in run if row[4][arm] is not None]
+    estimate = tier_estimate(_values(scored, arm), [row[2] for row in scored], [row[3] for row in scored]) if scored else None
+    return FamilyScore(
+        n=len(scored),
+        groups=estimate.groups if estimate else 0,
+        score=estimate.score if estimate else None,
+        interval=estimate.interval if estimate else None,
+        unscored=len(run) - len(scored),
+        unstopped=sum(f"unstopped_{arm}" in row[4] for row in run),
+        lenient=_mean_over_families(rows, f"lenient_{arm}"),
+        bits_per_byte=_bits_per_byte(rows, f"bits_{arm}"),
+    )
+
+
+def _baseline(rows: Sequence[CompactRow]) -> Baseline:
+    return Baseline(**dict(_family_baseline(rows)), families=_by_family(rows, _family_baseline))
+
+
+def _family_baseline(rows: Sequence[CompactRow]) -> FamilyBaseline:
+    return FamilyBaseline(**{name: _mean_over_families(rows, name) for name in FamilyBaseline.model_fields})
+
+
+def tier_difference(rows: Sequence[CompactRow], other: str) -> TierDifference | None:
+    """The adapter minus `other` on the rows of one tier, as a whole and by family; None where no row has both scores."""
+    whole = _family_difference(rows, other)
+    families = _present(_by_family(rows, lambda of: _family_difference(of, other)))
+    return TierDifference(**dict(whole), families=families) if whole else None
+
+
+def _family_difference(rows: Sequence[CompactRow], other: str) -> FamilyDifference | None:
+    """The adapter minus `other`, over the rows that both have a score for."""
+    both = [row for row in rows if row[4].get("adapter") is not None and row[4].get(other) is not None]
+    if not both:
+        return None
+    return paired(_values(both, "adapter"), _values(both, other), both)
+
+
+def paired(a: Sequence[float], b: Sequence[float], rows: Sequence[CompactRow]) -> FamilyDifference:
+    """`a` minus `b`, scores of the same rows in the same order."""
+    found = paired_difference(list(a), list(b), [row[2] for row in rows], [row[3] for row in rows])
+    return FamilyDifference(**{name: getattr(found, name) for name in FamilyDifference.model_fields})
+
+
+def _below_baseline(adapter: ArmScores, baselines: dict[str, Baseline]) -> dict[str, list[str]]:
+    """By tier with baselines: the families whose interval does not lie wholly above both."""
+    below: dict[str, list[str]] = {}
+    for tier, baseline in baselines.items():
+        scores = adapter.tiers[tier]
+        if scores and (baseline.majority is not None or baseline.nearest_row is not None):
+            below[tier] = [name for name, score in scores.families.items() if not _clears(score, baseline.families[name])]
+    return below
+
+
+def _clears(score: FamilyScore, baseline: FamilyBaseline) -> bool:
+    known = [value for value in (baseline.majority, baseline.nearest_row) if value is not None]
+    return score.interval is not None and score.interval[0] > max(known, default=0.0)
+
+
+def _by_family(rows: Sequence[CompactRow], compute: Callable[[list[CompactRow]], Found]) -> dict[str, Found]:
+    return {family: compute([row for row in rows if row[2] == family]) for family in sorted({row[2] for row in rows})}
+
+
+def _present(found: dict[str, Found | None]) -> dict[str, Found]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _values(rows: Sequence[CompactRow], key: str) -> list[float]:
+    return [float(value) for row in rows if (value := row[4].get(key)) is not None]
+
+
+def _mean_over_families(rows: Sequence[CompactRow], key: str) -> float | None:
+    means = [sum(values) / len(values) for values in _by_family(rows, lambda of: _values(of, key)).values() if values]
+    return sum(means) / len(means) if means else None
+
+
+def _bits_per_byte(rows: Sequence[CompactRow], key: str) -> float | None:
+    """Total bits over total bytes: a mean of ratios would let short references weigh most."""
+    pairs = [(bits, length) for row in rows if (bits := row[4].get(key)) is not None and (length := row[4].get("bytes"))]
+    return sum(bits * length for bits, length in pairs) / sum(length for _, length in pairs) if pairs else None
