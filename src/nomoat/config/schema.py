@@ -59,6 +59,7 @@ class Base(Section):
     license: LicenseTerms | None = None
     accept_license: str | None = None
     note: str | None = None
+    display_name: str | None = Field(default=None, min_length=2, max_length=60)  # in tables and pages; by default made from the source
 
     @model_validator(mode="after")
     def _one_source(self) -> Base:
@@ -292,6 +293,7 @@ class Hardware(Section):
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    kernels: Literal["auto", "plain"] = "auto"  # plain: peft's layers, torch's attention and loss, scoring without drafting
     shared: bool = False  # other work runs on the machine meanwhile: times are told, and said to be too long to compare
     rate: Annotated[
         Annotated[Literal["auto"], Word] | Annotated[RentalRate, Tag("<rental>")] | Annotated[ElectricityRate, Tag("<electricity>")],
