@@ -1,0 +1,216 @@
+"""What a run spent: one appended line for each stretch of work, the failed and the killed ones too.
+
+    ledger = Ledger(run / "ledger.jsonl", hardware=hardware(device), run_id="smoke-1a2b3c4d")
+    with ledger.segment("train") as segment:
+        segment.count(tokens_seen=2048, tokens_trained=512, compute_seconds=3.1)
+    spent = totals(read_segments(run / "ledger.jsonl"))
+
+The open segment is written to ledger.heartbeat.json every few seconds; a process that is killed leaves it there, and the
+next `Ledger` of the same path appends it as "killed". One process writes at a time: the run's lock sees to that.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nomoat.io import canonical_json, read_json, read_jsonl, write_atomically, write_json
+from nomoat.runs.costs import totals
+from nomoat.runs.meters import CoreMeter, EnergyMeter, MemoryMeter, energy_meter
+
+HEARTBEAT_SECONDS = 5.0
+PHASES = (
+    "start",
+    "fetch",
+    "load",
+    "prepare",
+    "train",
+    "gate",
+    "score_base",
+    "score_few_shot",
+    "score_adapter",
+    "score_merged",
+    "harness",
+    "report",
+)
+UNREAD = ("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source", "ran_seconds", "waited_seconds")
+SegmentRecord = dict[str, Any]
+
+
+class Segment:
+    """The open stretch: counts add up, and `record` says at any moment what it has come to."""
+
+    def __init__(self, facts: SegmentRecord, energy: EnergyMeter, memory: MemoryMeter) -> None:
+        self._facts = facts
+        self._energy, self._memory = energy, memory
+        self._counts = {"compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+        self._lock = threading.Lock()
+        self._cores = CoreMeter()
+        self._cores.start()
+        memory.start()
+        energy.start()
+        self._began = time.monotonic()
+
+    def count(self, *, tokens_seen: int = 0, tokens_trained: int = 0, compute_seconds: float = 0.0) -> None:
+        """Add to the counts; call it after each optimiser step or batch."""
+        with self._lock:
+            self._counts["tokens_seen"] += tokens_seen
+            self._counts["tokens_trained"] += tokens_trained
+            self._counts["compute_seconds"] += compute_seconds
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Add the seconds of a block to `compute_seconds`; what the device has queued must be done by its end."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.count(compute_seconds=time.monotonic() - began)
+
+    def record(self, status: str) -> SegmentRecord:
+        """The line as it would be written now."""
+        ran, waited = self._cores.sample()
+        with self._lock:
+            return {
+                **self._facts,
+                **self._counts,
+                "elapsed_seconds": time.monotonic() - self._began,
+                "peak_resident_bytes": self._memory.peak_resident_bytes(),
+                "peak_device_bytes": self._memory.peak_device_bytes(),
+                "energy_wh": self._energy.sample(),
+                "energy_source": self._energy.source,
+                "ran_seconds": ran,
+                "waited_seconds": waited,
+                "status": status,
+            }
+
+
+class Ledger:
+    """The writer of one run's ledger. Making one recovers what a killed process left open, and begins a new attempt."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        hardware: Mapping[str, Any],
+        run_id: str,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        energy: EnergyMeter | None = None,
+        memory: MemoryMeter | None = None,
+    ) -> None:
+        self.path = path
+        self.hardware, self.run_id = dict(hardware), run_id
+        self._heartbeat = path.with_suffix(".heartbeat.json")
+        self._heartbeat_seconds = heartbeat_seconds
+        self._energy = energy_meter(self.hardware.get("device", {}).get("kind", "")) if energy is None else energy
+        self._memory = memory or MemoryMeter()
+        self._open: Segment | None = None
+        self._recover()
+        known = read_segments(path)
+        self.attempt = 1 + max((record["attempt"] for record in known), default=0)
+        self._number = 0
+
+    @contextmanager
+    def segment(self, phase: str) -> Iterator[Segment]:
+        """Count one stretch of `phase` until the block ends, whichever way it ends. Segments do not overlap."""
+        if self._open is not None:
+            raise RuntimeError("a segment is open already: what overlaps would be counted twice")
+        segment = self._open = Segment(self._facts(phase), self._energy, self._memory)
+        stop, beat = self._start_heartbeat(segment)
+        status = "failed"
+        try:
+            yield segment
+            status = "done"
+        finally:
+            stop.set()
+            beat.join()
+            self._open = None
+            self._close(segment.record(status))
+
+    def backdate(self, phase: str, seconds: float) -> None:
+        """Note a stretch that was over before the ledger could be opened: starting up, fetching the base."""
+        counts = {"elapsed_seconds": seconds, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+        self._append({**self._facts(phase), **counts, **dict.fromkeys(UNREAD), "status": "done"})
+
+    def reuse(self, phase: str, cost_when_made: Mapping[str, Any]) -> None:
+        """Note a result taken over from an earlier run: it costs nothing now, and shows what it cost when it was made."""
+        nothing = {"elapsed_seconds": 0.0, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+        self._append({**self._facts(phase), **nothing, **dict.fromkeys(UNREAD), "status": "cached", "cost_when_made": dict(cost_when_made)})
+
+    def cost_of(self, phase: str) -> SegmentRecord:
+        """What `phase` has cost in this run, every attempt counted, in the form that `reuse` of a later run takes."""
+        spent = totals(record for record in read_segments(self.path) if record["phase"] == phase)
+        names = ("seconds", "compute_seconds", "energy_wh", "energy_note", "peak_resident_bytes", "peak_device_bytes")
+        return {"run": self.run_id, **{name: getattr(spent, name) for name in names}, "hardware": self.hardware}
+
+    def so_far(self) -> list[SegmentRecord]:
+        """All segments, the open one as it stands: what a progress bar prices."""
+        return read_segments(self.path) + ([self._open.record("open")] if self._open else [])
+
+    def _facts(self, phase: str) -> SegmentRecord:
+        if phase not in PHASES:
+            raise ValueError(f"'{phase}' is no phase: {', '.join(PHASES)}")
+        self._number += 1
+        return {
+            "id": f"{self.attempt}.{self._number}",
+            "run": self.run_id,
+            "phase": phase,
+            "attempt": self.attempt,
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+            "hardware": self.hardware,
+            "pid": os.getpid(),
+        }
+
+    def _start_heartbeat(self, segment: Segment) -> tuple[threading.Event, threading.Thread]:
+        stop = threading.Event()
+        write_json(self._heartbeat, segment.record("open"))
+
+        def beat() -> None:
+            while not stop.wait(self._heartbeat_seconds):
+                with suppress(OSError):  # a full disk, say: the end of the segment meets it too, and there the user is told
+                    write_json(self._heartbeat, segment.record("open"))
+
+        thread = threading.Thread(target=beat, name="ledger-heartbeat", daemon=True)
+        thread.start()
+        return stop, thread
+
+    def _close(self, record: SegmentRecord) -> None:
+        """Heartbeat, line, no heartbeat: killed at any point in between, the record is there once after recovery."""
+        write_json(self._heartbeat, record)
+        self._append(record)
+        self._heartbeat.unlink()
+
+    def _append(self, record: SegmentRecord) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(canonical_json(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _recover(self) -> None:
+        """Append the segment that a killed process left open, unless its line was written before the kill."""
+        _drop_torn_line(self.path)
+        if not self._heartbeat.exists():
+            return
+        left = read_json(self._heartbeat)
+        if left["id"] not in {record.get("id") for record in read_segments(self.path)}:
+            self._append({**left, "status": "killed" if left["status"] == "open" else left["status"]})
+        self._heartbeat.unlink()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line without its newline, so that the next one does not grow onto it; the heartbeat still holds its content."""
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        write_atomically(path, data[: data.rfind(b"\n") + 1])
+
+
+def read_segments(path: Path) -> list[SegmentRecord]:
+    """All segments of a ledger as they were written; changes nothing, so a live run's ledger can be read too."""
+    return list(read_jsonl(path))
