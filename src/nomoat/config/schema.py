@@ -6,6 +6,8 @@ The YAML side (files, `extends`, overrides, error messages) is `recipe_file.py`;
 from __future__ import annotations
 
 import datetime
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
@@ -33,6 +35,18 @@ class WheelPiece(Section):
     wheel: Wheel
     sha256: Sha256 | None = None  # of the wheel
     file: str  # inside it
+
+
+def display_name_of(name: str, gguf: str | None) -> str:
+    """A base's short name from its recorded name and GGUF file: 'HuggingFaceTB/SmolLM2-135M' -> 'SmolLM2-135M',
+    'llm/SmolLM2-135M.Q4_1.gguf' -> 'SmolLM2-135M (4-bit GGUF)'."""
+    if gguf is None:
+        return name.rstrip("/").rpartition("/")[2]
+    stem = Path(gguf).name.removesuffix(".gguf")
+    quantised = re.search(r"[.-]((?:i?q|t?q)(\d)[_\w]*|b?f(16|32))$", stem, re.IGNORECASE)
+    if quantised is None:
+        return f"{stem} (GGUF)"
+    return f"{stem[: quantised.start()]} ({quantised[2] or quantised[3]}-bit GGUF)"
 
 
 class LicenseTerms(Section):
