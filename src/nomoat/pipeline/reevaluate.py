@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nomoat.config.load import load_recipe, run_recipe
+from nomoat.config.load import run_recipe
 from nomoat.config.schema import Recipe
 from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
@@ -148,7 +148,7 @@ def _changed_recipe(run_dir: Path, request: ReevalRequest) -> Recipe:
     refused = [change for change in request.overrides if not change.startswith(MAY_CHANGE)]
     if refused:
         raise NomoatError(f"{refused[0]}: the run is trained; what can still be changed begins with {', '.join(MAY_CHANGE)}")
-    recipe = load_recipe(run_dir / "recipe.yaml", request.overrides, folder=Path())
+    recipe = run_recipe(run_dir, request.overrides)
     if request.rows is None:
         return recipe
     settings = recipe.eval.model_copy(update={"primary": "phrasing", "tiers": ("phrasing",)})  # the tier of a user's held-out rows
