@@ -42,7 +42,6 @@ from nomoat.reports.terminal import print_summary
 from nomoat.runs import costs, meters
 from nomoat.runs.directory import RunDirectory, open_run
 from nomoat.runs.ledger import Ledger
-from nomoat.scorers import score
 from nomoat.training.adapter_checks import Gate, check_effect, check_outputs, check_tensors, probe, probe_logits
 from nomoat.training.collate import Collator, choose_packing
 from nomoat.training.loop import TrainSpec, run_training
@@ -176,12 +175,13 @@ class FineTuneRun:
     def score_arms(self, found: Gate) -> Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
         release_memory()
-        arms = ArmScorer(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
-        arms.load()
-        records = {arm.name: arms.score(arm) for arm in arms.list}
-        arms.run_harness()
-        arms.read_neutral_text()
-        write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.job.rows.train, self.prepared.heldout, score))
+        scorer = ArmScorer.load(
+            self.job, self.run, ledger=self.ledger, console=self.console, template=self.conversation, prepared=self.prepared
+        )
+        records = {arm.name: scorer.score(arm) for arm in scorer.arms}
+        scorer.run_benchmarks()
+        scorer.score_neutral_text()
+        write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.job.rows.train, self.prepared.heldout))
         check = check_outputs(records["base"], records["adapter"], expect_no_gain=self.recipe.eval.expect_no_gain)
         complete = Gate((*found.checks, check))
         complete.write(self.folder / "gate.json")

@@ -84,7 +84,7 @@ class RunSpec:
                 "train_sha256": self.rows.train_sha256,
                 "heldout_sha256": self.rows.heldout_sha256,
             },
-            "decoding": decoding_settings(self.recipe.eval, self.scoring_precision, self.device.kind),
+            "decoding": decoding_settings(self.recipe.eval, self.scoring_precision, self.device.kind, hardware.kernels),
             "scorer_version": SCORER_VERSION,
             "rate": None if rate is None else rate.model_dump(mode="json"),
             "as_if_rented": None if hardware.as_if_rented is None else hardware.as_if_rented.model_dump(mode="json"),
