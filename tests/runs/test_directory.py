@@ -28,7 +28,7 @@ ASK = """
 import sys, time
 from pathlib import Path
 from nomoat.errors import NomoatError
-from nomoat.runs import open_run
+from nomoat.runs.directory import open_run
 root, go = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 while not go.exists():

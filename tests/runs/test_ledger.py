@@ -90,7 +90,7 @@ def start_child(folder: Path) -> Any:
     code = f"""
 import sys, time
 from pathlib import Path
-from nomoat.ledger import Ledger
+from nomoat.runs.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), hardware={HARDWARE!r}, run_id="smoke-1", heartbeat_seconds={BEAT})
 with ledger.segment("load"):
     pass
