@@ -16,8 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from nomoat.config.load import is_task_file
-from nomoat.config.schema import Eval
+from nomoat.config.schema import Eval, is_task_file
 from nomoat.errors import NomoatError
 from nomoat.io import sha256_of
 

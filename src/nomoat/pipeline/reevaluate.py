@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nomoat.config.load import load_recipe, run_recipe
+from nomoat.config.load import run_recipe
 from nomoat.config.schema import Recipe
 from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
@@ -146,7 +146,7 @@ def _changed_recipe(run_dir: Path, wanted: ReevalRequest) -> Recipe:
     strange = [change for change in wanted.overrides if not change.startswith(MAY_CHANGE)]
     if strange:
         raise NomoatError(f"{strange[0]}: the run is trained; what can still be changed begins with {', '.join(MAY_CHANGE)}")
-    recipe = load_recipe(run_dir / "recipe.yaml", wanted.overrides, folder=Path())
+    recipe = run_recipe(run_dir, wanted.overrides)
     if wanted.rows is None:
         return recipe
     own = recipe.eval.model_copy(update={"primary": "phrasing", "tiers": ("phrasing",)})  # the tier of a user's held-out rows
@@ -179,7 +179,7 @@ def reevaluate(planned: ReevalSpec, runs_dir: Path, console: Console) -> tuple[G
     environment = {**job.environment(), "scored_from": _origin(planned)}
     identity = {
         "adapter": sha256_file(weights_of(planned.adapter)),
-        "eval": job.recipe.eval.model_dump(mode="json"),
+        "eval": job.recipe.as_dict()["eval"],
         "heldout": job.rows.heldout_sha256,
         "base": job.files.name,
         "source": planned.source.name,
