@@ -59,11 +59,11 @@ def open_finetune(spec: RunSpec, runs_dir: Path, console: Console) -> Iterator[F
         if directory.note:
             console.print(directory.note, highlight=False, soft_wrap=True)
         ledger = begin_files(spec, directory)
-        ledger.backdate("fetch", spec.fetch_seconds)
-        ledger.backdate("start", _process_seconds() - spec.fetch_seconds)
+        ledger.backdate("fetch", spec.base.fetch_seconds)
+        ledger.backdate("start", _process_seconds() - spec.base.fetch_seconds)
         if not directory.resumed:
-            directory.record(matrix_gflops=machine_gflops(spec.device.kind))
-        yield FineTuneRun(spec, directory, ledger, console, ChatTemplate(load_tokenizer(spec.files)))
+            directory.record(matrix_gflops=machine_gflops(spec.base.device.kind))
+        yield FineTuneRun(spec, directory, ledger, console, ChatTemplate(load_tokenizer(spec.base.files)))
 
 
 def begin_files(spec: RunSpec, directory: RunDirectory) -> Ledger:
@@ -121,15 +121,15 @@ class FineTuneRun:
 
     def _load_base(self) -> Any:
         """Weights that are trained stay in float32 (models/adapter.py says why)."""
-        kept = "float32" if self.spec.in_full else self.spec.precision
-        return load_model(self.spec.files, precision=kept, device=self.spec.device.kind)
+        kept = "float32" if self.spec.in_full else self.spec.base.precision
+        return load_model(self.spec.base.files, precision=kept, device=self.spec.base.device.kind)
 
     def prepare_data(self, base: Any) -> RunData:
         """Rows tokenised and counted; packed if this architecture is shown to keep packed rows apart."""
         spec = self.spec
         with self.ledger.segment("prepare"):
             tokenized = tokenize_data(spec.recipe, spec.data, self.template)
-            packed, reason = choose_packing(base, tokenized.train, spec.device.kind, kernels=spec.kernels)
+            packed, reason = choose_packing(base, tokenized.train, spec.base.device.kind, kernels=spec.kernels)
             self.write_rows_file(tokenized, Packing(packed=packed, reason=reason))
         if not packed:
             self.console.print(f"packing  off: {reason}", highlight=False, soft_wrap=True)
@@ -152,7 +152,7 @@ class FineTuneRun:
     def attach_adapter(self, base: Any) -> Trainee:
         """The base with a fresh, seeded adapter; its initial tensors are what the checks compare with."""
         spec = self.spec
-        model = attach_adapter(base, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.files, kernels=spec.kernels)
+        model = attach_adapter(base, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.base.files, kernels=spec.kernels)
         if spec.start is not None:
             init_from_adapter(model, spec.start)
         initial = adapter_tensors(model)
@@ -174,20 +174,20 @@ class FineTuneRun:
         job = TrainSpec(
             recipe=spec.recipe,
             rows=data.collator,
-            files=spec.files,
+            files=spec.base.files,
             folder=self.folder,
-            device=spec.device.kind,
+            device=spec.base.device.kind,
             learning_rate=trainee.learning_rate,
             validation_bytes=data.tokenized.validation_bytes,
             usd_per_second=None if rate is None else costs.usd_per_second(rate),
-            mixed=spec.in_full and spec.precision == "bfloat16",
+            mixed=spec.in_full and spec.base.precision == "bfloat16",
         )
         adapter = self.folder / "adapter"
         with self.ledger.segment("train") as segment:
             run_training(trainee.model, job, count=segment.count, console=self.console)
-            save_adapter(trainee.model, adapter, spec.files, start=trainee.initial if self._edits_the_base else None)
-            add_tokenizer_and_card(adapter, self.template.tokenizer, spec.files)
-        facts = adapter_facts(trainee.size, spec.recipe.lora, adapter, spec.files)
+            save_adapter(trainee.model, adapter, spec.base.files, start=trainee.initial if self._edits_the_base else None)
+            add_tokenizer_and_card(adapter, self.template.tokenizer, spec.base.files)
+        facts = adapter_facts(trainee.size, spec.recipe.lora, adapter, spec.base.files)
         write_json(self.folder / "adapter.json", facts.model_dump(mode="json", exclude={"gate"}))
 
     @property
@@ -223,11 +223,12 @@ class FineTuneRun:
     def score(self, gate: Gate, tokenized: TokenizedData) -> Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
         release_memory()
-        arms = ArmScorer(self.spec, self.directory, self.ledger, self.template, tokenized, self.console)
-        arms.load()
-        records = {arm.name: arms.score(arm) for arm in arms.list}
-        arms.run_harness()
-        arms.read_neutral_text()
+        scorer = ArmScorer.load(
+            self.spec, self.directory, ledger=self.ledger, console=self.console, template=self.template, prepared=tokenized
+        )
+        records = {arm.name: scorer.score(arm) for arm in scorer.arms}
+        scorer.run_benchmarks()
+        scorer.score_neutral_text()
         write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.spec.rows.train, tokenized.heldout))
         check = check_outputs(records["base"], records["adapter"], expect_no_gain=self.spec.recipe.eval.expect_no_gain)
         complete = Gate.of([*gate.checks, check])

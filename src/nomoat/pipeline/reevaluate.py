@@ -7,7 +7,6 @@ other. Its ledger begins with what training cost, so that a score still travels 
 from __future__ import annotations
 
 import shutil
-import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +23,13 @@ from nomoat.data.examples import Splits, load_heldout, load_user_examples
 from nomoat.data.prepare import RawData, load_raw_data, tokenize_data
 from nomoat.data.split import choose_heldout
 from nomoat.errors import NomoatError, first_line
-from nomoat.evaluation.arms import Arm, enable_packed_prefill, score_arm
+from nomoat.evaluation.arms import Arm, score_arm
 from nomoat.evaluation.lm_eval import load_tasks
+from nomoat.evaluation.models import load_run_models
 from nomoat.io import read_json, read_jsonl, sha256_file, write_json, write_jsonl
-from nomoat.kernels.linear import prepack_linears
 from nomoat.models.adapter import check_tensor_shapes, load_adapter, weights_of
-from nomoat.models.base import fetch_base, load_model, load_tokenizer
-from nomoat.models.device import Device, choose_device, training_precision
+from nomoat.models.base import load_model, load_tokenizer, open_base
+from nomoat.models.device import Device
 from nomoat.models.external_adapter import copy_adapter, external_adapter_facts, fetch_adapter, lora_settings
 from nomoat.pipeline.finetune import FineTuneRun, begin_files
 from nomoat.pipeline.run_spec import RunSpec
@@ -44,7 +43,7 @@ from nomoat.runs.provenance import DataOrigin, ScoredFrom, read_provenance
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How many of a run's adapter answers came out the same, and what differs between then and now."""
+    """How many of a run's adapter answers and scores came out the same, and how this machine differs from the run's."""
 
     rows: int
     same_answers: int
@@ -53,42 +52,45 @@ class ReplayResult:
 
     @property
     def holds(self) -> bool:
-        """Every score is the same; on another machine, answers that differ are expected and only counted."""
+        """Whether every score is the same; on another machine or other versions, differences are expected and only counted."""
         return self.same_scores == self.rows or bool(self.differences)
 
 
 def replay(run_dir: Path, console: Console) -> ReplayResult:
-    """Load base and adapter from disk, answer the run's held-out rows, and compare with what the run wrote."""
+    """Load the adapter from disk, answer the run's held-out rows again, and compare with what the run wrote; nothing is changed.
+
+    Raises NomoatError where the base is not the one that the run was made with.
+    """
     recipe = run_recipe(run_dir)
-    then = read_json(run_dir / "environment.json")
-    device = choose_device(recipe.hardware)
-    files = fetch_base(recipe.base)
-    if files.name != then["base"]["name"] or files.identity.get("sha256") != then["base"].get("sha256"):
+    before = read_json(run_dir / "environment.json")
+    opened = open_base(recipe)
+    name, sha256 = opened.files.name, opened.files.identity.get("sha256")
+    if name != before["base"]["name"] or sha256 != before["base"].get("sha256"):
         raise NomoatError(
-            f"{run_dir}: the base is not the one the run was made with ({files.name}); its adapter belongs to {then['base']['name']}"
+            f"{run_dir}: the adapter belongs to the base {before['base']['name']} (sha256 {before['base'].get('sha256')}), but the recipe "
+            f"now gives {name} (sha256 {sha256}); restore that base"
         )
-    base = load_model(files, precision=then["scoring_dtype"], device=device.kind)
     rows = choose_heldout(load_heldout(run_dir / "heldout.jsonl"), recipe.eval)
-    arm, conversation = Arm("adapter", rows, {}, True), ChatTemplate(load_tokenizer(files))
-    enable_packed_prefill(base, arm, conversation)
-    model = prepack_linears(load_adapter(base, run_dir / "adapter"))
-    with ProgressBar("scoring adapter", len(rows), console) as bar:
-        now = score_arm(arm, model, conversation, recipe.eval, on_rows=bar.advance)
-    return _compare_answers(list(read_jsonl(run_dir / "eval" / "adapter.jsonl")), now, _differences(then, device))
+    kernels = recipe.hardware.kernels
+    models = load_run_models(run_dir, rows, opened, precision=before["scoring_dtype"], kernels=kernels)
+    arm, draft = Arm("adapter", rows, {}, True), kernels != "plain"
+    with ProgressBar("scoring adapter", len(rows), console) as bar, models.using("adapter") as model:
+        records = score_arm(arm, model, models.template, recipe.eval, draft=draft, on_rows=bar.advance)
+    return _compare_answers(list(read_jsonl(run_dir / "eval" / "adapter.jsonl")), records, _differences(before, opened.device))
 
 
-def _compare_answers(then: list[dict[str, Any]], now: list[dict[str, Any]], differences: tuple[str, ...]) -> ReplayResult:
-    pairs = list(zip(then, now, strict=True))
+def _compare_answers(before: list[dict[str, Any]], now: list[dict[str, Any]], differences: tuple[str, ...]) -> ReplayResult:
+    pairs = list(zip(before, now, strict=True))
     answers = sum(old["output"] == new["output"] for old, new in pairs)
     scores = sum(old["score"] == new["score"] for old, new in pairs)
     return ReplayResult(len(pairs), answers, scores, differences)
 
 
-def _differences(then: dict[str, Any], device: Device) -> tuple[str, ...]:
-    """What may change an answer's last digits."""
+def _differences(before: dict[str, Any], device: Device) -> tuple[str, ...]:
+    """Differences of the machine and the versions that may change the last digits of a result."""
     now = {"device": device.name, "threads": device.threads, **provenance.versions()}
-    before = {"device": then["device"]["name"], "threads": then["threads"], **then["packages"]}
-    return tuple(f"{key}: {before.get(key)} then, {value} now" for key, value in now.items() if before.get(key) != value)
+    then = {"device": before["device"]["name"], "threads": before["threads"], **before["packages"]}
+    return tuple(f"{key}: {then.get(key)} then, {value} now" for key, value in now.items() if then.get(key) != value)
 
 
 MAY_CHANGE = ("eval.", "hardware.", "data.allow_leaks=")  # recipe keys that a finished training does not depend on
@@ -124,19 +126,7 @@ def plan_reeval(run_dir: Path, request: ReevalRequest, root: Path) -> ReevalSpec
     if request.adapter:
         recipe = recipe.model_copy(update={"lora": lora_settings(adapter)})
     data = _load_heldout(recipe, run_dir, request, root, report.provenance.data)
-    device = choose_device(recipe.hardware)
-    began = time.monotonic()
-    files = fetch_base(recipe.base)
-    spec = RunSpec(
-        recipe=recipe,
-        root=root,
-        device=device,
-        data=data,
-        files=files,
-        precision=training_precision(recipe, device),
-        fetch_seconds=time.monotonic() - began,
-        benchmarks=load_tasks(recipe.eval),
-    )
+    spec = RunSpec(recipe=recipe, root=root, data=data, base=open_base(recipe), benchmarks=load_tasks(recipe.eval))
     named = ([request.rows.stem] if request.rows else []) + ([Path(request.adapter.partition("@")[0]).name] if request.adapter else [])
     title = "-".join(plain_name(name) for name in named) or "again"
     return ReevalSpec(spec, run_dir, adapter, request.adapter is not None, title)
@@ -183,7 +173,7 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
         "adapter": sha256_file(weights_of(spec.adapter)),
         "eval": run.recipe.eval.model_dump(mode="json"),
         "heldout": run.rows.heldout_sha256,
-        "base": run.files.name,
+        "base": run.base.files.name,
         "source": spec.source.name,
     }
     name = f"{spec.source.name}@{spec.title}"
@@ -192,7 +182,7 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
             console.print(directory.note, highlight=False, soft_wrap=True)
         _copy_training_files(spec, directory.path)
         ledger = begin_files(run, directory)
-        scoring = FineTuneRun(run, directory, ledger, console, ChatTemplate(load_tokenizer(run.files)))
+        scoring = FineTuneRun(run, directory, ledger, console, ChatTemplate(load_tokenizer(run.base.files)))
         with ledger.segment("prepare"):
             tokenized = tokenize_data(run.recipe, run.data, scoring.template)
             scoring.write_rows_file(tokenized, read_data_facts(spec.source)[0].packing)
@@ -211,7 +201,7 @@ def _origin(spec: ReevalSpec) -> ScoredFrom:
 def _copy_training_files(spec: ReevalSpec, target: Path) -> None:
     """The files of a run whose training is done, in a new directory; a foreign adapter brings only itself."""
     if spec.foreign:
-        copy_adapter(spec.adapter, target / "adapter", spec.run.files)
+        copy_adapter(spec.adapter, target / "adapter", spec.run.base.files)
         return
     shutil.copytree(spec.adapter, target / "adapter", dirs_exist_ok=True)
     for name in ("metrics.jsonl", "adapter.json"):
@@ -228,12 +218,12 @@ def _known_checks(spec: ReevalSpec, target: Path, ledger: Ledger) -> Gate:
         return Gate.of(check for check in (known.checks if known else ()) if check.name != LAST_CHECK)
     run = spec.run
     with ledger.segment("gate"):
-        base = load_model(run.files, precision=run.precision, device=run.device.kind)
+        base = load_model(run.base.files, precision=run.base.precision, device=run.base.device.kind)
         try:
             adapted = load_adapter(base, target / "adapter", kernels=run.kernels)
         except (RuntimeError, ValueError) as error:
             raise NomoatError(f"the adapter does not fit this base: {first_line(error)}") from error
         total = check_tensor_shapes(adapted, target / "adapter")
-        facts = external_adapter_facts(target / "adapter", adapted, run.recipe.lora, run.files)
+        facts = external_adapter_facts(target / "adapter", adapted, run.recipe.lora, run.base.files)
         write_json(target / "adapter.json", facts.model_dump(mode="json", exclude={"gate"}))
     return Gate.of([Check(name="every tensor found its place", passed=True, total=total)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,7 @@ from nomoat.evaluation.arms import decoding_settings
 from nomoat.evaluation.lm_eval import BenchmarkTasks, load_tasks
 from nomoat.io import sha256_file
 from nomoat.models.adapter import FULL, warm_start_folder, weights_of
-from nomoat.models.base import BaseFiles, fetch_base
-from nomoat.models.device import Device, choose_device, scoring_precision, training_precision
+from nomoat.models.base import OpenBase, open_base
 from nomoat.runs import costs, meters
 from nomoat.runs.provenance import BaseFacts, DataOrigin, Decoding, DeviceFacts, Provenance, claims_sha256, code_state, machine, versions
 from nomoat.scorers import SCORER_VERSION
@@ -31,18 +29,10 @@ class RunSpec:
 
     recipe: Recipe
     root: Path
-    device: Device
     data: RawData
-    files: BaseFiles
-    precision: str  # of training
-    fetch_seconds: float
+    base: OpenBase
     start: Path | None = None  # the adapter to continue from
     benchmarks: BenchmarkTasks | None = None  # loaded before anything else, since their data may be out of reach
-
-    @property
-    def scoring_precision(self) -> str:
-        """Precision of the scored arms."""
-        return scoring_precision(self.precision, self.device)
 
     @property
     def kernels(self) -> str:
@@ -62,16 +52,16 @@ class RunSpec:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: the recipe without its hardware, the rows and the base."""
         recipe = self.recipe.as_dict()
-        recipe["hardware"] = {"device": self.device.kind}
+        recipe["hardware"] = {"device": self.base.device.kind}
         for section, keys in NOT_IDENTIFYING.items():
             recipe[section] = {key: value for key, value in recipe[section].items() if key not in keys}
-        base = {key: value for key, value in self.files.identity.items() if key != "display_name"}
+        identity = {key: value for key, value in self.base.files.identity.items() if key != "display_name"}
         return {
             "recipe": recipe,
             "train": self.rows.train_sha256,
             "heldout": self.rows.heldout_sha256,
-            "base": self.files.name,
-            **base,
+            "base": self.base.files.name,
+            **identity,
             **({} if self.start is None else {"start_sha256": sha256_file(weights_of(self.start))}),
         }
 
@@ -79,23 +69,23 @@ class RunSpec:
     def provenance(self) -> Provenance:
         """environment.json, as far as it is known before the model is loaded."""
         hardware = self.recipe.hardware
-        listed = costs.rate_for(self.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
+        listed = costs.rate_for(self.base.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
         rows = self.rows
         return Provenance(
             **code_state(self.root),
             packages=versions(),
             **machine(),
             claims_sha256=claims_sha256(self.root),
-            device=DeviceFacts(kind=self.device.kind, name=self.device.name, memory_bytes=self.device.memory_bytes),
-            dtype=self.precision,
-            scoring_dtype=self.scoring_precision,
-            threads=self.device.threads,
+            device=DeviceFacts(kind=self.base.device.kind, name=self.base.device.name, memory_bytes=self.base.device.memory_bytes),
+            dtype=self.base.precision,
+            scoring_dtype=self.base.scoring_precision,
+            threads=self.base.device.threads,
             kernels=hardware.kernels,
             seed=self.recipe.train.seed,
-            base=BaseFacts.model_validate({"name": self.files.name, **self.files.identity}),
+            base=BaseFacts.model_validate({"name": self.base.files.name, **self.base.files.identity}),
             start_sha256=None if self.start is None else sha256_file(weights_of(self.start)),
             data=DataOrigin(name=rows.name, **rows.origin, train_sha256=rows.train_sha256, heldout_sha256=rows.heldout_sha256),
-            decoding=Decoding(**decoding_settings(self.recipe.eval, self.scoring_precision, self.device.kind)),
+            decoding=Decoding(**decoding_settings(self.recipe.eval, self.base.scoring_precision, self.base.device.kind, self.kernels)),
             scorer_version=SCORER_VERSION,
             rate=listed if isinstance(hardware.rate, str) else hardware.rate,
             as_if_rented=hardware.as_if_rented,
@@ -106,7 +96,7 @@ class RunSpec:
         chosen = "stated" if self.recipe.hardware.device != "auto" else "auto: cuda, then mps, then cpu"
         lora = self.recipe.lora
         method = "full fine-tuning" if self.in_full else f"{lora.method} rank {lora.rank}"
-        unmeasured = "; not measured" if self.device.kind == "mps" else ""
+        unmeasured = "; not measured" if self.base.device.kind == "mps" else ""
         repeated = self.rows.origin.get("leaks_left_out")
         dropped = f" ({repeated} more repeat training rows and are left out)" if repeated else ""
         plain = ", plain kernels" if self.kernels == "plain" else ""
@@ -114,27 +104,19 @@ class RunSpec:
             f"recipe   {self.recipe.name}: {method} on {self.provenance.base.display_name}\n"
             f"rows     {self.rows.name}: {len(self.rows.train):,} train, {len(self.rows.validation):,} validation, "
             f"{len(self.rows.heldout):,} held out{dropped}\n"
-            f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
-            f"training in {self.precision}, scoring in {self.scoring_precision}{plain}"
+            f"device   {self.base.device.kind} ({chosen}{unmeasured}): {self.base.device.name}, {self.base.device.threads} threads, "
+            f"training in {self.base.precision}, scoring in {self.base.scoring_precision}{plain}"
         )
 
 
 def make_run_spec(recipe: Recipe, root: Path) -> RunSpec:
     """Everything that can be refused is refused here, before a run directory exists."""
-    data = load_raw_data(recipe, root)
-    device = choose_device(recipe.hardware)
-    precision = training_precision(recipe, device)
-    began = time.monotonic()
-    files = fetch_base(recipe.base)
-    took = time.monotonic() - began
+    data, base = load_raw_data(recipe, root), open_base(recipe)
     return RunSpec(
         recipe=recipe,
         root=root,
-        device=device,
         data=data,
-        files=files,
-        precision=precision,
-        fetch_seconds=took,
-        start=warm_start_folder(recipe.lora, files),
+        base=base,
+        start=warm_start_folder(recipe.lora, base.files),
         benchmarks=load_tasks(recipe.eval),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from nomoat.config.schema import Recipe
 from nomoat.io import Record
@@ -295,6 +295,10 @@ class Report(Record):
     rows: list[CompactRow]
     files: dict[str, str]
     """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
+
+    @field_serializer("recipe")
+    def _portable_recipe(self, recipe: Recipe) -> dict[str, Any]:
+        return recipe.as_dict()
 
     @property
     def base_name(self) -> str:
