@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nomoat.config.load import describe_keys, load_recipe
+from nomoat.config.load import KeyDescription, describe_keys, load_recipe
 from nomoat.data.examples import load_user_examples
 from nomoat.reports import format as fmt
 from nomoat.reports.build import read_report
@@ -179,6 +179,19 @@ def test_the_scorers_and_their_keys_are_all_listed() -> None:
     assert set(SCORERS) <= set(table)
     for name, scorer in SCORERS.items():
         assert all(f"`{key}`" in table[name] for key in scorer.keys), name
+
+
+def test_the_keys_are_listed_block_by_block() -> None:
+    keys = [
+        KeyDescription("name", "text", "required", "its name"),
+        KeyDescription("lora", "block", "", "the adapter"),
+        KeyDescription("lora.rank", "integer", "16", "its rank"),
+        KeyDescription("lora.start", "text", "none", "a folder"),
+    ]
+    head = "| key | value | default | meaning |\n|---|---|---|---|\n"
+    first = f"{head}| `name` | text | required | its name |"
+    second = f"{head}| `lora.rank` | integer | `16` | its rank |\n| `lora.start` | text | none | a folder |"
+    assert keys_table(keys) == f"{first}\n\n### lora: the adapter\n\n{second}"
 
 
 def test_every_key_of_a_recipe_is_listed_with_its_meaning() -> None:
