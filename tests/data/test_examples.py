@@ -89,7 +89,8 @@ def test_a_csv_row_is_named_by_the_line_it_starts_on(tmp_path):
         ({"prompt": "p", "completion": None}, "completion is missing"),
         ({"prompt": "p", "completion": 7}, "completion must be text that is not empty; saw 7"),
         ({"prompt": "p", "completion": " \n"}, "completion must be text that is not empty; saw ' \\n'"),
-        ({"prompt": "\ud800", "completion": "c"}, "prompt must be text"),
+        ({"prompt": "\ud800", "completion": "c"}, "without its other half is no character"),
+        ({"prompt": "p", "completion": "c", "score": {"by": "contains", "all": ["\udfff"]}}, "without its other half is no character"),
         ({"prompt": "p", "completion": "c", "group": 3}, "group must be text that is not empty; saw 3"),
         ({"prompt": "p", "completion": "c", "score": "exactt"}, "did you mean 'exact'?"),
         ({"prompt": "p", "completion": "c", "score": ["exact"]}, "score must be the name of a scorer"),
@@ -112,6 +113,7 @@ def test_a_malformed_row_is_refused_with_its_line_and_what_is_allowed(tmp_path, 
         ("[" * 100_000, "not a JSON value"),
         ("", "no rows in it"),
         ("\n\n", "no rows in it"),
+        ('"text"', "a row must be an object with prompt, completion"),
     ],
 )
 def test_a_line_that_is_not_a_row_is_refused(tmp_path, text, said):
@@ -147,7 +149,7 @@ def test_at_most_twenty_problems_are_shown(tmp_path):
     assert message.count("a.jsonl:") == 20 and "there may be more" in message
 
 
-def test_an_id_may_stand_once_only(tmp_path):
+def test_ids_must_be_unique(tmp_path):
     twice = {"id": "x", "prompt": "p", "completion": "c"}
     assert "the same id on more than one row: x" in refusal(write(tmp_path / "a.jsonl", twice, twice))
 

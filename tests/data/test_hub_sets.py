@@ -1,4 +1,4 @@
-"""Sets of the hub, read through the real `datasets` library from folders that are laid out as on the hub."""
+"""Hub data sets, read through the real `datasets` library from folders laid out as on the hub."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-# One record each as the set's own card shows it (names of columns and kinds of values, with texts of ours), by the recipe that takes it;
-# and the row that is to come of it.
+# By recipe: one record as the set's card shows it (column names and types of values, with texts of ours), and the row it should become.
 SETS = {
     "dolly": (
         {"instruction": "Name it.", "context": "A cat sat.", "response": "A cat", "category": "closed_qa"},
@@ -153,14 +152,16 @@ def test_subset_split_and_score_are_taken_as_stated(tmp_path: Path) -> None:
         ({"subset": "main", "score": {"by": "numbr"}}, "did you mean 'number'"),
     ],
 )
-def test_what_the_set_does_not_have_is_told_with_what_it_has(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+def test_a_subset_split_column_or_scorer_that_does_not_exist_is_refused_with_those_that_do(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
     folder = hub_set(tmp_path / "set", questions())
     with pytest.raises(NomoatError) as caught:
         loaded(folder, **{"columns": COLUMNS, **more})
     assert said in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NomoatError, match=r"data\.path: .*no set"):
         loaded(tmp_path / "no set", COLUMNS)
 
@@ -168,23 +169,23 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_only_plain_tables_are_read(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
-    with pytest.raises(NomoatError, match="is no plain table"):
+    with pytest.raises(NomoatError, match=r"data\.path: .* is not a plain table"):
         loaded(tmp_path / "set", COLUMNS)
 
 
 def test_a_set_that_cannot_be_fetched_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(NomoatError, match=r"data\.hub: owner/name at aaaaaaaaaaaa could not be fetched .*give data\.path"):
+    with pytest.raises(NomoatError, match=r"data\.hub: owner/name at aaaaaaaaaaaa could not be fetched .*set data\.path"):
         load_hub_set(Data(hub="owner/name", revision="a" * 40, columns=COLUMNS))
     with pytest.raises(NomoatError, match=r"data\.revision: 'owner/name' is unpinned"):
         load_hub_set(Data(hub="owner/name", revision="unpinned", columns=COLUMNS))
 
 
-def test_a_published_set_whose_held_out_rows_stand_in_training_fails_unless_they_are_left_out_or_a_reason_is_given(tmp_path: Path) -> None:
+def test_a_contaminated_set_fails_unless_its_rows_are_dropped_or_a_reason_is_given(tmp_path: Path) -> None:
     words = "The committee that met last week in the old town hall decided to move the market"
     records = [{"q": f"{words}, as note {n} says.", "a": "yes"} for n in range(40)]
     data: dict[str, Any] = {"path": str(hub_set(tmp_path / "set", records)), "subset": "main", "columns": COLUMNS}
-    with pytest.raises(NomoatError, match=r"held-out rows that repeat training rows \(0 exact, .* by 13 words\)"):
+    with pytest.raises(NomoatError, match=r"contamination: .* has held-out rows that repeat training rows \(0 exact, .* by 13 words\)"):
         load_raw_data(Recipe(name="r", base=Base(path="x"), data=Data(**data)), ROOT)
     whole = load_hub_set(Data(**data))
     short = [{"q": f"Note {n}?", "a": "no"} for n in range(40)]
