@@ -1,1 +1,1 @@
-"""config."""
+"""Recipes: their schema, reading them from YAML, and pinning their revisions."""

@@ -1,1 +1,1 @@
-"""data."""
+"""Rows: reading, dividing, checking for contamination, and rendering them as tokens; and the generator of the shipped set."""
