@@ -148,7 +148,7 @@ def test_prompts_and_completions_are_short_in_characters(desk):
 def test_no_held_out_value_appears_in_the_training_rows(desk):
     values = Values(DESK / "values")
     names = ("first_names", "last_names", "cities", "items", "topics", "company_heads")
-    unseen = [value for name in names for part in ("validation", "heldout") for value in values.of(name, part)]
+    unseen = [value for name in names for part in ("validation", "heldout") for value in values.listed(name, part)]
     pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, unseen)) + r")(?!\w)")
     assert not {row.id: pattern.findall(row.prompt + row.completion) for row in desk.train if pattern.search(row.prompt + row.completion)}
     asked = [row for row in desk.heldout if row.tier == "values"]
@@ -245,6 +245,6 @@ def test_a_slot_for_lists_of_one_kind_draws_that_kind_and_completions_find_it_as
         'score: {by: exact}\nkinds:\n  all:\n    completion: "{{ list.new }}, {{ list }}"\n'
         '    phrasings: ["{{ stops.new }} before {{ stops }}"]\n'
     )
-    cities = set(Values(DESK / "values").of("cities", "heldout"))
+    cities = set(Values(DESK / "values").listed("cities", "heldout"))
     for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", tier="phrasing", part="heldout", counts=[20]):
         assert set(row.completion.split(", ")) <= cities and row.prompt == row.completion.replace(", ", " before ", 1)

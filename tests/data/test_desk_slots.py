@@ -19,7 +19,7 @@ def test_a_value_belongs_to_one_part_and_the_shares_are_kept():
     values = Values(DESK / "values")
     for name in values.lists:
         if name not in SHARED:
-            parts = [set(values.of(name, part)) for part in PARTS]
+            parts = [set(values.listed(name, part)) for part in PARTS]
             assert sum(map(len, parts)) == len(values.lists[name]) == len(set.union(*parts)) and all(parts), name
     drawn = Counter(part_of("reference", number) for number in range(20_000))
     assert all(abs(drawn[part] / 20_000 - SHARES[part]) < 0.02 for part in PARTS)

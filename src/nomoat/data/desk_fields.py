@@ -6,6 +6,7 @@ import random
 import re
 import sqlite3
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
@@ -25,12 +26,7 @@ AGGREGATES = ("COUNT(*)", "SUM", "MAX", "MIN", "AVG")
 
 def plain(value: Any) -> Any:
     """A JSON value: dates as 2026-03-03, times as 14:30."""
-    return value.isoformat() if isinstance(value, date) else hours24(value) if isinstance(value, time) else value
-
-
-def hours24(value: time) -> str:
-    """14:30"""
-    return value.strftime("%H:%M")
+    return value.isoformat() if isinstance(value, date) else f"{value:%H:%M}" if isinstance(value, time) else value
 
 
 def hours12(value: time) -> str:
@@ -43,25 +39,10 @@ def later(value: time, minutes: int) -> time:
     return (datetime(2000, 1, 1, value.hour, value.minute) + timedelta(minutes=minutes)).time()
 
 
-def long_date(value: date) -> str:
-    """3 March 2026"""
-    return f"{value.day} {value:%B %Y}"
-
-
 def spoken_date(value: date) -> str:
     """March 3rd, 2026"""
     ending = "th" if 10 < value.day < 14 else {1: "st", 2: "nd", 3: "rd"}.get(value.day % 10, "th")
     return f"{value:%B} {value.day}{ending}, {value.year}"
-
-
-def short_date(value: date) -> str:
-    """3 Mar 2026"""
-    return f"{value.day} {value:%b %Y}"
-
-
-def weekday_of(value: date) -> str:
-    """Tuesday"""
-    return f"{value:%A}"
 
 
 def plural(thing: str) -> str:
@@ -78,23 +59,19 @@ def plural(thing: str) -> str:
 def email(person: str, company: str) -> str:
     """An address in a reserved domain: petrov@nordvik.example"""
     letters = {"ø": "o", "ł": "l", "æ": "ae", "ß": "ss"}
-    surname = "".join(letters.get(sign, sign) for sign in person.lower().split(" ", 1)[1])
-    plain_letters = unicodedata.normalize("NFKD", surname).encode("ascii", "ignore").decode()
-    return f"{_letters_of(plain_letters)}@{_letters_of(company.lower().split(' ')[0])}.example"
+    surname = "".join(letters.get(letter, letter) for letter in person.lower().split(" ", 1)[1])
+    user, host = unicodedata.normalize("NFKD", surname), company.lower().split(" ")[0]
+    return "@".join(re.sub("[^a-z0-9]", "", name) for name in (user, host)) + ".example"
 
 
-def _letters_of(text: str) -> str:
-    return "".join(sign for sign in text if sign.isascii() and sign.isalnum())
-
-
-FILTERS = {
-    "h24": hours24,
+FILTERS: dict[str, Callable[..., str | time]] = {
+    "h24": "{:%H:%M}".format,  # 14:30
     "h12": hours12,
     "later": later,
-    "long": long_date,
+    "long": "{0.day} {0:%B %Y}".format,  # 3 March 2026
     "spoken": spoken_date,
-    "short": short_date,
-    "weekday": weekday_of,
+    "short": "{0.day} {0:%b %Y}".format,  # 3 Mar 2026
+    "weekday": "{:%A}".format,  # Tuesday
     "plural": plural,
     "email": email,
 }

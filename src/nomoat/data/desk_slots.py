@@ -134,7 +134,7 @@ class Values:
         """A value of a list, or for training mostly a coined one of the same kind."""
         if part == "train" and name in self._parts and rng.random() < COINED:
             return str(self._until(name, part, lambda: self._coin(name, rng)))
-        return rng.choice(self.of(name, part))
+        return rng.choice(self.listed(name, part))
 
     def _coin(self, name: str, rng: random.Random) -> str:
         """A coined value that contains no listed value of another part as a word."""
@@ -148,18 +148,18 @@ class Values:
 
     @cached_property
     def _of_others(self) -> re.Pattern[str]:
-        others = {value for name in self.lists if name not in SHARED for part in PARTS[1:] for value in self.of(name, part)}
+        others = {value for name in self.lists if name not in SHARED for part in PARTS[1:] for value in self.listed(name, part)}
         return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(others)) + r")(?!\w)")
 
     def _several(self, count: int, name: str, part: str, rng: random.Random) -> list[str]:
         if part != "train":
-            return rng.sample(self.of(name, part), count)
+            return rng.sample(self.listed(name, part), count)
         values: dict[str, None] = {}
         while len(values) < count:
             values[self._pick(name, part, rng)] = None
         return list(values)
 
-    def of(self, name: str, part: str) -> list[str]:
+    def listed(self, name: str, part: str) -> list[str]:
         """The values of a list that belong to `part`; all of them if the list is shared."""
         if name not in self.lists:
             raise NomoatError(f"no list of values named {name!r} (known: {', '.join(self.lists)})")

@@ -154,12 +154,12 @@ def _build_examples(
     for line, record in records:
         if score is not None and isinstance(record, dict) and not record.get("score"):
             record = {**record, "score": score}
-        found = [str(record)] if isinstance(record, Problem) else _problems(record, keys, tiers)
-        if not found:
+        mistakes = [str(record)] if isinstance(record, Problem) else _problems(record, keys, tiers)
+        if not mistakes:
             row = _example(record, line, tiers[0])
-            found = [f"score: {problem}" for problem in check_spec(row.score, row.completion)] if check_scores else []
+            mistakes = [f"score: {problem}" for problem in check_spec(row.score, row.completion)] if check_scores else []
             rows.append(row)
-        problems += [f"{place}:{line}: {problem}" for problem in found]
+        problems += [f"{place}:{line}: {problem}" for problem in mistakes]
         if len(problems) >= MAX_PROBLEMS:
             break
     if problems:
@@ -190,19 +190,19 @@ def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...]) -> lis
     """Everything wrong with one record, each with the value seen and what is allowed."""
     if not isinstance(record, dict):
         return [f"a row must be an object with {', '.join(keys)}; saw {quoted(record)}"]
-    found = [f"no such key as {key!r}{did_you_mean(key, keys)}" for key in record if key not in keys]
-    found += [f"{key} is missing" for key in ("prompt", "completion") if record.get(key) is None]
+    mistakes = [f"no such key as {key!r}{did_you_mean(key, keys)}" for key in record if key not in keys]
+    mistakes += [f"{key} is missing" for key in ("prompt", "completion") if record.get(key) is None]
     texts = [key for key in keys if key not in ("score", "slots") and record.get(key) is not None]
-    found += [f"{key} must be text that is not empty; saw {quoted(record[key])}" for key in texts if not _is_text(record[key])]
+    mistakes += [f"{key} must be text that is not empty; saw {quoted(record[key])}" for key in texts if not _is_text(record[key])]
     if "tier" in keys and record.get("tier") not in tiers:
-        found.append(f"tier must be {' or '.join(tiers)} in this file; saw {quoted(record.get('tier'))}")
+        mistakes.append(f"tier must be {' or '.join(tiers)} in this file; saw {quoted(record.get('tier'))}")
     score = record.get("score")
     if score is not None and not _is_text(score.get("by") if isinstance(score, dict) else score):
-        found.append(f'score must be the name of a scorer or an object like {{"by": "exact"}}; saw {quoted(score)}')
+        mistakes.append(f'score must be the name of a scorer or an object like {{"by": "exact"}}; saw {quoted(score)}')
     slots = record.get("slots", [])
     if not isinstance(slots, list) or not all(_is_text(slot) for slot in slots):
-        found.append(f"slots must be a list of texts; saw {quoted(slots)}")
-    return found
+        mistakes.append(f"slots must be a list of texts; saw {quoted(slots)}")
+    return mistakes
 
 
 def _is_text(value: Any) -> bool:
