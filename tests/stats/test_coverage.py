@@ -24,8 +24,8 @@ def test_intervals_that_are_too_narrow_are_found_out(monkeypatch: pytest.MonkeyP
         half = 1.96 * (mean * (1 - mean) / len(scores)) ** 0.5
         return mean - half, mean + half
 
-    monkeypatch.setattr(coverage, "rate_interval", plain)
-    cells = [cell for cell in grid(60, rows=(50,), seeds=()) if cell.what == "rate"]
+    monkeypatch.setattr(coverage, "score_interval", plain)
+    cells = list(grid(60, rows=(50,), seeds=()))
     low = failures(cells, 60)
     assert any(cell.rate == 0.99 for cell in low) and all(cell.coverage is not None and cell.coverage < 0.93 for cell in low)
 

@@ -15,8 +15,7 @@ from nomoat.stats.intervals import (
     clustered_standard_error,
     design_of,
     holm,
-    mean_interval,
-    rate_interval,
+    score_interval,
     seeds_estimate,
     split_families,
     standard_error_of,
@@ -38,14 +37,14 @@ def test_one_row_a_group_is_wilson_with_students_t() -> None:
     from scipy.stats import t
 
     scores = [1] * 70 + [0] * 30
-    assert rate_interval(scores, range(100)) == pytest.approx(wilson(70, 100, t.ppf(0.975, 99)), abs=1e-12)
+    assert score_interval(scores, range(100)) == pytest.approx(wilson(70, 100, t.ppf(0.975, 99)), abs=1e-12)
 
 
 def test_rows_that_only_repeat_their_group_count_about_as_one_row() -> None:
     """Groups of five identical rows: a design effect near 5, so the interval is nearly that of a fifth of the rows."""
     once = [1, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0]
     repeated, groups = [score for score in once for _ in range(5)], [at // 5 for at in range(100)]
-    found, alone = rate_interval(repeated, groups), rate_interval(once, range(20))
+    found, alone = score_interval(repeated, groups), score_interval(once, range(20))
     assert found is not None
     assert alone is not None
     assert found[1] - found[0] == pytest.approx(alone[1] - alone[0], rel=0.05)
@@ -65,7 +64,7 @@ def test_the_design_effect_is_the_ratio_estimators_by_hand_drawn_towards_its_pri
 def test_the_interval_of_a_rate_over_independent_rows_covers_it_summed_over_all_samples(n: int) -> None:
     from scipy.stats import binom
 
-    limits = np.array([rate_interval([1] * right + [0] * (n - right), range(n)) for right in range(n + 1)])
+    limits = np.array([score_interval([1] * right + [0] * (n - right), range(n)) for right in range(n + 1)])
     for rate in (0.17 / n, 0.01, 0.02, 0.05, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99, 1 - 0.17 / n):
         covers = (limits[:, 0] <= rate) & (rate <= limits[:, 1])
         assert binom.pmf(np.arange(n + 1), n, rate)[covers].sum() >= 0.93, rate
@@ -75,7 +74,7 @@ def test_the_interval_of_a_rate_over_independent_rows_covers_it_summed_over_all_
 def test_equal_scores_have_an_interval_that_is_wider_when_groups_are_fewer(score: int) -> None:
     widths = []
     for groups in (60, 12, 6):
-        found = rate_interval([score] * 120, [at % groups for at in range(120)])
+        found = score_interval([score] * 120, [at % groups for at in range(120)])
         assert found is not None
         assert found[score] == score
         widths.append(found[1] - found[0])
@@ -83,10 +82,10 @@ def test_equal_scores_have_an_interval_that_is_wider_when_groups_are_fewer(score
 
 
 def test_fewer_than_five_groups_give_a_score_without_an_interval() -> None:
-    assert rate_interval([1, 0] * 20, [at % 4 for at in range(40)]) is None
-    assert rate_interval([1, 0] * 20, [at % 5 for at in range(40)]) is not None
-    assert rate_interval([1] * 400 + [0] * 4, [0] * 400 + [1, 2, 3, 4]) is None  # five by name, one in truth
-    assert mean_interval([0.1 * at for at in range(9)], range(9)) is None
+    assert score_interval([1, 0] * 20, [at % 4 for at in range(40)]) is None
+    assert score_interval([1, 0] * 20, [at % 5 for at in range(40)]) is not None
+    assert score_interval([1] * 400 + [0] * 4, [0] * 400 + [1, 2, 3, 4]) is None  # five by name, one in truth
+    assert score_interval([0.1 * at for at in range(9)], range(9)) is None
     assert tier_estimate([1, 0, 1, 1], ["f"] * 4, "abcd") == Estimate(0.75, None, 4, 4)
 
 
@@ -100,7 +99,7 @@ def test_a_tier_is_the_mean_over_families_not_over_rows() -> None:
 
 def test_a_tier_of_one_family_is_the_plain_case_and_groups_of_two_families_are_never_one() -> None:
     scores, groups = [1, 1, 0, 1] * 10, [at // 2 for at in range(40)]
-    assert tier_estimate(scores, ["f"] * 40, groups).interval == rate_interval(scores, groups)
+    assert tier_estimate(scores, ["f"] * 40, groups).interval == score_interval(scores, groups)
     assert tier_estimate(scores, ["a", "b"] * 20, groups).groups == 40
 
 
@@ -134,17 +133,17 @@ def test_six_families_of_forty_rows_are_about_as_sure_as_one_of_240() -> None:
 def test_continuous_scores_are_resampled_by_group_and_the_same_every_time() -> None:
     draw = np.random.default_rng(2)
     scores = list(np.repeat(draw.random(20), 5))
-    clustered, alone = mean_interval(scores, [at // 5 for at in range(100)]), mean_interval(scores, range(100))
+    clustered, alone = score_interval(scores, [at // 5 for at in range(100)]), score_interval(scores, range(100))
     assert clustered is not None
     assert alone is not None
-    assert clustered == mean_interval(scores, [at // 5 for at in range(100)])
+    assert clustered == score_interval(scores, [at // 5 for at in range(100)])
     assert 1.8 < (clustered[1] - clustered[0]) / (alone[1] - alone[0]) < 2.8  # the square root of 5
     assert tier_estimate(scores, ["f"] * 100, [at // 5 for at in range(100)]).interval == pytest.approx(clustered)
 
 
 def test_skewed_scores_and_their_mirror_image_have_mirrored_intervals_with_the_long_side_towards_the_tail() -> None:
     scores = [0.01, 0.02, 0.03] * 8 + [0.9, 0.7]
-    found, mirrored = mean_interval(scores, range(26)), mean_interval([1 - score for score in scores], range(26))
+    found, mirrored = score_interval(scores, range(26)), score_interval([1 - score for score in scores], range(26))
     assert found is not None
     assert mirrored == pytest.approx((1 - found[1], 1 - found[0]))
     mean = float(np.mean(scores))
@@ -152,7 +151,7 @@ def test_skewed_scores_and_their_mirror_image_have_mirrored_intervals_with_the_l
 
 
 def test_continuous_scores_without_spread_have_no_interval_rather_than_one_of_no_width() -> None:
-    assert mean_interval([0.3] * 40, range(40)) is None
+    assert score_interval([0.3] * 40, range(40)) is None
 
 
 def _clustered(draw: np.random.Generator, groups: int, size: int, rate: float, correlation: float) -> list[int]:
@@ -171,7 +170,7 @@ def _coverage(trial: Callable[[], tuple[float, float] | None], truth: float, tri
 def test_the_interval_of_a_rate_covers_it_though_rows_of_a_group_are_alike(groups: int, size: int, rate: float) -> None:
     draw = np.random.default_rng([groups, size, int(100 * rate)])
     names = [at // size for at in range(groups * size)]
-    assert _coverage(lambda: rate_interval(_clustered(draw, groups, size, rate, 0.2), names), rate, 800) >= 0.93
+    assert _coverage(lambda: score_interval(_clustered(draw, groups, size, rate, 0.2), names), rate, 800) >= 0.93
 
 
 def test_the_plain_wilson_interval_would_not_cover_it() -> None:
@@ -197,7 +196,7 @@ def test_the_bootstrap_covers_the_mean_of_skewed_scores(monkeypatch: pytest.Monk
 
     def trial() -> tuple[float, float] | None:
         own = np.clip(np.repeat(draw.beta(0.35, 2.0, 12), 10), 1e-4, 1 - 1e-4)
-        return mean_interval(list(draw.beta(2 * own, 2 * (1 - own))), [at // 10 for at in range(120)], (0, 1))
+        return score_interval(list(draw.beta(2 * own, 2 * (1 - own))), [at // 10 for at in range(120)])
 
     assert _coverage(trial, 0.35 / 2.35, 300) >= 0.93
 
@@ -257,7 +256,7 @@ def test_holms_adjustment_steps_down_and_keeps_the_order_given() -> None:
 )
 def test_scores_that_do_not_fit_are_refused_with_the_reason(scores: list, groups: list, said: str) -> None:
     with pytest.raises(NomoatError, match=said):
-        rate_interval(scores, groups)
+        score_interval(scores, groups)
 
 
 def test_seeds_without_numbers_are_refused() -> None:

@@ -5,8 +5,8 @@ score is the mean over its families of each family's mean. In order:
 
 1. `split_families` arranges the values by family and group; `design_of` estimates the design effect, by which grouping inflates the
    variance. Rows divided by it are the effective rows.
-2. `rate_interval` (0/1 scores): Wilson's interval on the effective rows. `mean_interval` (continuous scores): a bootstrap over
-   groups. `tier_estimate` takes either and combines the families. Paired differences are in paired.py.
+2. `tier_estimate` gives a score with its interval: for 0/1 scores Wilson's on the effective rows, for continuous ones a bootstrap
+   over groups; the families' errors are combined. `score_interval` is the case of one family. Paired differences are in paired.py.
 3. `seeds_estimate` adds the spread from seed to seed; `clustered_standard_error` is the textbook figure to compare with.
 
 The variance of a family's mean is the ratio estimator of survey sampling (Cochran, Sampling Techniques, 3rd ed. 1977, section 11).
@@ -176,8 +176,8 @@ def _rate(families: list[Family], design: Design) -> Interval | None:
     return combine_families(families, design, limits, (0.0, 1.0)) if design.enough else None
 
 
-def bootstrap(families: Sequence[Family], design: Design, bounds: Interval, seed: int = 0) -> Interval | None:
-    """The interval of the mean over families for continuous values, resampling whole groups within each family.
+def bootstrap(families: Sequence[Family], design: Design, bounds: Interval) -> Interval | None:
+    """The interval of the mean over families for continuous values, resampling whole groups within each family with fixed draws.
 
     The wider, on each side, of the studentised bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
     12.5), which skewed scores need, and the percentile interval expanded for few groups (Hesterberg, The American Statistician
@@ -186,7 +186,7 @@ def bootstrap(families: Sequence[Family], design: Design, bounds: Interval, seed
     """
     from scipy.stats import norm
 
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     resampled = []
     for family in families:
         count = len(family.sizes)
@@ -221,27 +221,17 @@ class Estimate:
     groups: int
 
 
-def rate_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Interval | None:
-    """95 % interval of a rate over rows of one family; `scores` are 0 or 1. None for too few groups."""
-    families = split_families(scores, [""] * len(scores), groups)
-    return _rate(families, design_of(families))
-
-
-def mean_interval(scores: Sequence[float], groups: Sequence[Hashable], bounds: Interval = (-math.inf, math.inf)) -> Interval | None:
-    """95 % interval of the mean of one family's continuous scores: a bootstrap over groups with fixed draws.
-
-    `bounds` are the lowest and highest possible score. None for too few groups or scores without spread.
-    """
-    families = split_families(scores, [""] * len(scores), groups)
-    return bootstrap(families, design_of(families), bounds)
-
-
 def tier_estimate(scores: Sequence[float], families: Sequence[str], groups: Sequence[Hashable]) -> Estimate:
     """The mean over families of each family's mean score, with an interval that combines the families' errors."""
     parts = split_families(scores, families, groups)
     design = design_of(parts)
     interval = _rate(parts, design) if set(scores) <= {0, 1} else bootstrap(parts, design, (0.0, 1.0))
     return Estimate(float(np.mean([part.mean for part in parts])), interval, len(scores), design.groups)
+
+
+def score_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Interval | None:
+    """95 % interval of the mean of one family's scores, each from 0 to 1. None for too few groups, or continuous scores without spread."""
+    return tier_estimate(scores, [""] * len(scores), groups).interval
 
 
 def standard_error(families: Sequence[Family]) -> float:
