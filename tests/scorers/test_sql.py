@@ -20,7 +20,7 @@ def test_a_query_returns_its_rows_and_the_tables_it_read() -> None:
         assert found.rows == [("LAMP",), ("DESK",)]
         assert found.tables == {"item"}
         assert sandbox.run("SELECT 1").tables == frozenset()
-        assert sandbox.run("SELECT id FROM small", most=1).rows == [(1,)]
+        assert sandbox.run("SELECT id FROM small", max_rows=1).rows == [(1,)]
 
 
 @pytest.mark.parametrize(
