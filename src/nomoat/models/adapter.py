@@ -13,6 +13,7 @@ from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError
 from nomoat.io import read_json, sha256_file, write_atomically, write_json
 from nomoat.models.base import BaseFiles
+from nomoat.reports.schema import AdapterFacts
 
 # MERGED whole_model:
 # Full fine-tuning: every parameter of the base is trained, and what is shipped is the whole model.
@@ -105,7 +106,7 @@ class AdapterSize:
     modules: int
 
 
-def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> Any:
+def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
     """A peft model with a fresh adapter in float32. Seeded here, since the initial weights are drawn at this point."""
     if lora.method == FULL:
         return unfreeze(model)
@@ -126,7 +127,7 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles) -> An
         init_lora_weights="pissa" if lora.method == "pissa" else True,
     )
     set_seed(seed)
-    adapted = get_peft_model(model, with_fused_lora(config, model))
+    adapted = get_peft_model(model, config if kernels == "plain" else with_fused_lora(config, model))
     adapted.peft_config["default"].base_model_name_or_path = files.name
     adapted.peft_config["default"].revision = files.revision
     return adapted
@@ -259,7 +260,7 @@ def weights_of(folder: Path) -> Path:
     return whole if whole.is_file() else folder / WEIGHTS
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
+def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
     """`model` with the adapter of `folder` attached (or with its weights), in eval mode (peft alone leaves dropout on)."""
     from peft import LoraConfig, PeftModel
 
@@ -269,7 +270,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
         return load_weights_into(model, folder)
     if not (folder / WEIGHTS).is_file():
         raise NomoatError(f"{folder} holds no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
-    config = with_fused_lora(LoraConfig.from_pretrained(folder), model)
+    config = LoraConfig.from_pretrained(folder)
+    if kernels != "plain":
+        config = with_fused_lora(config, model)
     return PeftModel.from_pretrained(model, folder, is_trainable=False, config=config).eval()
 
 
@@ -284,20 +287,20 @@ def restore_adapter(adapted: Any, folder: Path) -> None:
     set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
 
 
-def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> dict[str, Any]:
+def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> AdapterFacts:
     """The adapter block of a report."""
     whole = lora.method == FULL
-    return {
-        "method": lora.method,
-        "rank": None if whole else lora.rank,
-        "alpha": None if whole else lora.alpha,
-        "parameters": size.parameters,
-        "base_parameters": size.base_parameters,
-        "bytes": weights_of(folder).stat().st_size,
-        "base_bytes_16bit": 2 * size.base_parameters,
-        "base_bytes_download": files.identity["download_bytes"],
-        "sha256": sha256_file(weights_of(folder)),
-    }
+    return AdapterFacts(
+        method=lora.method,
+        rank=None if whole else lora.rank,
+        alpha=None if whole else lora.alpha,
+        parameters=size.parameters,
+        base_parameters=size.base_parameters,
+        bytes=weights_of(folder).stat().st_size,
+        base_bytes_16bit=2 * size.base_parameters,
+        base_bytes_download=files.identity["download_bytes"],
+        sha256=sha256_file(weights_of(folder)),
+    )
 
 
 def warm_start_folder(lora: Lora, files: BaseFiles) -> Path | None:

@@ -26,6 +26,7 @@ class Collator:
     pad_id: int
     pack_tokens: int
     shared: bool = False  # what the rows of a pack begin with is computed once (row attention only)
+    kernels: str = "auto"  # `hardware.kernels` of the recipe
 
     def batches(self, packs: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         """The forward passes of one step."""
@@ -33,15 +34,22 @@ class Collator:
 
     def batch(self, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
         """One forward pass over `rows`."""
-        return collate_packed(rows, shared=self.shared, rounded=True) if self.packed else collate_padded(rows, self.pad_id)
+        return (
+            collate_packed(rows, shared=self.shared, rounded=self.kernels == "auto") if self.packed else collate_padded(rows, self.pad_id)
+        )
 
 
-def summed_loss(model: Any, batch: dict[str, Any]) -> Any:
+def summed_loss(model: Any, batch: dict[str, Any], *, kernels: str = "auto") -> Any:
     """Cross-entropy summed over the batch's labelled tokens, computed in float32."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
     logits = model(**inputs, **layout_arguments(model, batch), logits_to_keep=batch["predict_at"], use_cache=False).logits
     targets = batch["targets"].flatten()
-    return summed_cross_entropy(logits.reshape(len(targets), -1), targets)
+    logits = logits.reshape(len(targets), -1)
+    if kernels == "plain":
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return summed_cross_entropy(logits, targets)
 
 
 def count_labels(batches: Sequence[dict[str, Any]]) -> int:
@@ -62,7 +70,7 @@ def mean_loss(model: Any, rows: Collator, which: Sequence[TokenizedExample]) -> 
     with torch.no_grad():
         for pack in packs:
             batch = {name: _to(value, model.device) for name, value in rows.batch([which[number] for number in pack]).items()}
-            total += float(summed_loss(model, batch))
+            total += float(summed_loss(model, batch, kernels=rows.kernels))
     model.train(was_training)
     return total / sum(len(row.completion_ids) for row in which)
 
@@ -143,11 +151,11 @@ def collate_padded(rows: Sequence[TokenizedExample], pad_id: int) -> dict[str, A
     }
 
 
-def choose_packing(model: Any, rows: Sequence[TokenizedExample], device: str) -> tuple[bool, str]:
+def choose_packing(model: Any, rows: Sequence[TokenizedExample], device: str, *, kernels: str = "auto") -> tuple[bool, str]:
     """Whether to pack, and why; on a CPU with attention row by row where that gives the same logits."""
     from nomoat.kernels.varlen_attention import enable_varlen_attention
 
-    if device == "cpu" and enable_varlen_attention(model):
+    if kernels == "auto" and device == "cpu" and enable_varlen_attention(model):
         with suppress(ValueError):  # a layer whose attention cannot keep rows apart says so
             packed, reason = check_packing(model, rows)
             if packed:

@@ -100,7 +100,7 @@ class PackedTrainer(Trainer):
         total = 0.0
         for batch in inputs:
             with self._products():
-                loss = summed_loss(model, batch) / count
+                loss = summed_loss(model, batch, kernels=self.rows.kernels) / count
             self.accelerator.backward(loss)
             total = total + loss.detach()
         self._note(inputs, total, count)
