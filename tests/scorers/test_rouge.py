@@ -59,7 +59,7 @@ def test_a_report_of_such_rows_gives_an_interval_and_no_p_value() -> None:
     rows: list[CompactRow] = [
         (f"r{n}", "phrasing", "open", f"g{n}", {"base": value / 2, "adapter": value}) for n, value in enumerate(values)
     ]
-    found = aggregate(rows, primary="phrasing", gate=None)
+    found = aggregate(rows, primary="phrasing")
     tier = found.arms["adapter"].tiers["phrasing"]
     assert tier is not None and tier.interval is not None and tier.interval[0] < sum(values) / len(values) < tier.interval[1]
     difference = found.comparison.tiers["phrasing"]

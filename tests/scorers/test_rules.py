@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers.rules import NAMES, broken_rules, broken_rules_leniently, check_rules
+from nomoat.scorers.rules import NAMES, broken_rules, broken_rules_leniently, check_constraints
 from nomoat.scorers.text import mentions
 
 KEPT_AND_BROKEN: list[tuple[dict[str, Any], str, str]] = [
@@ -40,7 +40,7 @@ def test_every_rule_is_in_the_table() -> None:
 
 @pytest.mark.parametrize(("rule", "kept", "broken"), KEPT_AND_BROKEN, ids=lambda item: item["rule"] if isinstance(item, dict) else None)
 def test_a_rule_tells_a_reply_that_keeps_it_from_one_that_breaks_it(rule: dict[str, Any], kept: str, broken: str) -> None:
-    assert check_rules([rule]) == []
+    assert check_constraints({"rules": [rule]}, "") == []
     assert broken_rules(kept, [rule]) == []
     assert broken_rules(broken, [rule]) == [rule["rule"]]
     assert broken_rules(" \n", [rule]) == [rule["rule"]]
@@ -91,5 +91,5 @@ def test_a_mention_is_of_whole_words(text: str, wanted: str, found: bool) -> Non
     ],
 )
 def test_a_wrong_rule_is_named_with_its_place(rules: Any, said: str) -> None:
-    problems = check_rules(rules)
+    problems = check_constraints({"rules": rules}, "")
     assert any(said in problem for problem in problems), problems

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers import SCORERS, check_spec, choices_of, needs_likelihoods, score, score_choice
-from nomoat.scorers.text import NOTE_LENGTH, Score, Scorer
+from nomoat.scorers import SCORERS, Score, Scorer, check_spec, choices_of, needs_likelihoods, score, score_choice
+from nomoat.scorers.text import NOTE_LENGTH
 
 SHOP = """CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price REAL, shelf INTEGER);
 INSERT INTO item VALUES (1, 'lamp', 20.0, 1), (2, 'desk', 95.5, 2), (3, 'chair', 60.0, 2), (4, 'rug', 60.0, 3);"""

@@ -1,7 +1,4 @@
-"""The scorer `json_fields`: a JSON object with the reference's keys and values, in any order.
-
-Strict: the whole output is that object, types included. Lenient: the first object in the output has these values as text.
-"""
+"""The scorer `json_fields`: a JSON object with the reference's keys and values, in any order."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from nomoat.errors import quoted
-from nomoat.scorers.text import Score, Scorer, Spec, result
+from nomoat.scorers.text import Score, Spec, result
 
 MAX_DEPTH = 100  # nested arrays and objects
 MAX_TRIES = 100  # opening braces tried as the start of an object
@@ -83,7 +80,8 @@ def folded(value: Any) -> Any:
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _json_fields(output: str, completion: str, _spec: Spec) -> Score:
+def json_fields(output: str, completion: str, _spec: Spec) -> Score:
+    """Strict: the output is the completion's object. Lenient: the first object in the output has the same values as text."""
     reference = parse_json(completion)
     try:
         answer, note = parse_json(output), ""
@@ -92,12 +90,9 @@ def _json_fields(output: str, completion: str, _spec: Spec) -> Score:
     return result(same_json(answer, reference), folded(first_object(output)) == folded(reference), note)
 
 
-def _check_json(_spec: Spec, completion: str) -> list[str]:
+def check_json_fields(_spec: Spec, completion: str) -> list[str]:
     try:
         value, why = parse_json(completion), ""
     except ValueError as error:
         value, why = None, f": {error}"
     return [] if isinstance(value, dict) else [f"the completion must be a JSON object{why}; saw {quoted(completion)}"]
-
-
-JSON_FIELDS = Scorer(_json_fields, check=_check_json)

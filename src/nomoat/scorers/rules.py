@@ -2,8 +2,7 @@
 
     {"by": "constraints", "rules": [{"rule": "starts_with", "text": "Dear"}, {"rule": "max_words", "number": 40}, {"rule": "no_digits"}]}
 
-Rules ignore outer white space and empty lines; words are separated by white space. Lenient: the whole reply or one of its paragraphs
-follows all rules, and the case of `text` does not matter.
+Rules ignore outer white space and empty lines; words are separated by white space.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nomoat.errors import did_you_mean, quoted
-from nomoat.scorers.text import Score, Scorer, Spec, mentions, result
+from nomoat.scorers.text import Score, Spec, mentions, result
 
 Rule = Mapping[str, Any]
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)")  # anchored at the start of a run of marks, so linear in its length
@@ -64,7 +63,6 @@ PLAIN_RULES: dict[str, Callable[[str], bool]] = {
     "one_line": lambda reply: "\n" not in reply,
 }
 NAMES = (*TEXT_RULES, *NUMBER_RULES, *PLAIN_RULES)
-ARGUMENTS = {"text": "text must be a string that is not blank", "number": "number must be an integer, 0 or more"}
 
 
 def broken_rules(reply: str, rules: Sequence[Rule]) -> list[str]:
@@ -88,8 +86,9 @@ def _holds(reply: str, rule: Rule) -> bool:
     return NUMBER_RULES[name](reply, rule["number"]) if name in NUMBER_RULES else PLAIN_RULES[name](reply)
 
 
-def check_rules(rules: Any) -> list[str]:
-    """Problems of a list of rules, one per line: unknown names, missing or unknown keys, values of the wrong type."""
+def check_constraints(spec: Spec, _completion: str) -> list[str]:
+    """Unknown rules, missing or unknown keys, and arguments of the wrong type, each with the rule's position in the list."""
+    rules = spec.get("rules")
     if not isinstance(rules, list) or not rules:
         return [f"rules must be a list with at least one rule; saw {quoted(rules)}"]
     return [f"rules[{at}]: {problem}" for at, rule in enumerate(rules) for problem in _check_rule(rule)]
@@ -101,20 +100,17 @@ def _check_rule(rule: Any) -> list[str]:
     name = rule["rule"]
     if name not in NAMES:
         return [f"no rule {quoted(name)}{did_you_mean(name, NAMES)}"]
-    wanted = ["text"] if name in TEXT_RULES else ["number"] if name in NUMBER_RULES else []
-    problems = [f"{name} has no key {quoted(key)}{did_you_mean(str(key), wanted)}" for key in rule if key not in ("rule", *wanted)]
-    return problems + [f"{name}: {ARGUMENTS[key]}; saw {quoted(rule.get(key))}" for key in wanted if not _is_argument(key, rule.get(key))]
+    text, number = rule.get("text"), rule.get("number")
+    keys = ["text"] if name in TEXT_RULES else ["number"] if name in NUMBER_RULES else []
+    problems = [f"{name} has no key {quoted(key)}{did_you_mean(str(key), keys)}" for key in rule if key not in ("rule", *keys)]
+    if name in TEXT_RULES and not (isinstance(text, str) and text.strip()):
+        problems.append(f"{name}: text must be a string that is not blank; saw {quoted(text)}")
+    if name in NUMBER_RULES and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+        problems.append(f"{name}: number must be an integer, 0 or more; saw {quoted(number)}")
+    return problems
 
 
-def _is_argument(key: str, value: Any) -> bool:
-    if key == "text":
-        return isinstance(value, str) and bool(value.strip())
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _constraints(output: str, _completion: str, spec: Spec) -> Score:
+def constraints(output: str, _completion: str, spec: Spec) -> Score:
+    """Strict: the output breaks no rule. Lenient: as `broken_rules_leniently` reads it."""
     broken = broken_rules(output, spec["rules"])
     return result(not broken, not broken_rules_leniently(output, spec["rules"]), f"broken: {', '.join(broken)}")
-
-
-CONSTRAINTS = Scorer(_constraints, ("rules",), lambda spec, _completion: check_rules(spec.get("rules")))

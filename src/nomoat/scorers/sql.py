@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomoat.errors import quoted
-from nomoat.scorers.text import Score, Scorer, Spec, result
+from nomoat.scorers.text import Score, Spec, result
 
 SECONDS = 0.8  # to build the tables, and again for all queries of one scoring; a reasonable query takes milliseconds
 STEPS = 2_000_000  # virtual-machine steps per query; joining three tables of 40 rows takes about 400,000
@@ -186,7 +186,7 @@ def _name_before(tokens: list[str], at: int) -> str:
     return tokens[before] if before >= 0 else ""
 
 
-def _sql_rows(output: str, completion: str, spec: Spec) -> Score:
+def sql_rows(output: str, completion: str, spec: Spec) -> Score:
     """Strict: the output is one query that returns the reference's rows. Lenient: a query in a fence or after other text does."""
     with Sandbox(spec["script"]) as sandbox:
         reference, ordered = sandbox.run(completion), is_ordered(completion)
@@ -206,7 +206,7 @@ def _difference(sandbox: Sandbox, query: str, reference: Result, ordered: bool) 
     return "" if same_rows(answer.rows, reference.rows, ordered=ordered) else "other rows than the reference"
 
 
-def _check_sql(spec: Spec, completion: str) -> list[str]:
+def check_sql_rows(spec: Spec, completion: str) -> list[str]:
     script = spec.get("script")
     if not isinstance(script, str) or not script.strip():
         return [f"sql_rows needs script: the statements that build its tables; saw {quoted(script)}"]
@@ -216,6 +216,3 @@ def _check_sql(spec: Spec, completion: str) -> list[str]:
     except (sqlite3.Error, QueryFailed) as error:
         return [f"the script or the reference query does not run: {error}"]
     return [] if rows else ["the reference query returns no rows, so that many wrong queries would pass: add rows to the script"]
-
-
-SQL_ROWS = Scorer(_sql_rows, ("script",), _check_sql)
