@@ -56,9 +56,7 @@ def test_a_reference_without_words_it_can_count_is_refused() -> None:
 
 def test_a_report_of_such_rows_gives_an_interval_and_no_p_value() -> None:
     values = [0.1 + 0.8 * (n % 7) / 6 for n in range(40)]
-    rows: list[CompactRow] = [
-        (f"r{n}", "phrasing", "open", f"g{n}", {"base": value / 2, "adapter": value}) for n, value in enumerate(values)
-    ]
+    rows = [CompactRow(f"r{n}", "phrasing", "open", f"g{n}", {"base": value / 2, "adapter": value}) for n, value in enumerate(values)]
     found = aggregate(rows, primary="phrasing")
     tier = found.arms["adapter"].tiers["phrasing"]
     assert tier is not None and tier.interval is not None and tier.interval[0] < sum(values) / len(values) < tier.interval[1]
