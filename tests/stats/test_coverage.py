@@ -1,4 +1,4 @@
-"""The simulation behind the promise of 95 %: the same every time, and it would tell of an interval that is too narrow."""
+"""The simulation of coverage: reproducible, and able to detect an interval that is too narrow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_small_grid_is_the_same_every_time_and_makes_a_table() -> None:
     assert lines[2].startswith("| rate | 1 | 20 |") and [line.split("|")[2].strip() for line in lines[2:]] == ["1", "1", "3"]
 
 
-def test_intervals_that_are_too_narrow_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_that_are_too_narrow_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(scores: list[int], groups: list[int]) -> tuple[float, float]:
         mean = sum(scores) / len(scores)
         half = 1.96 * (mean * (1 - mean) / len(scores)) ** 0.5
@@ -35,11 +35,11 @@ def test_a_cell_without_intervals_says_so_and_is_no_failure() -> None:
     assert failures([cell], 100) == [] and "too few groups" in table([cell])
 
 
-def test_the_simulation_takes_the_intervals_that_a_report_would_have() -> None:
+def test_the_simulation_uses_the_intervals_of_a_report() -> None:
     draw = np.random.default_rng(1)
     groups = [at // 3 for at in range(30)]
     runs = [((draw.random(30) < 0.7).astype(int).tolist(), (draw.random(30) < 0.4).astype(int).tolist()) for _ in range(20)]
-    found = coverage.paired_intervals(runs, groups)
-    for (a, b), interval in zip(runs, found, strict=True):
+    intervals = coverage.paired_intervals(runs, groups)
+    for (a, b), interval in zip(runs, intervals, strict=True):
         assert interval == pytest.approx(paired_difference(a, b, ["f"] * 30, groups).interval)
     assert coverage.paired_intervals([([1] * 6, [0] * 6)], [at // 3 for at in range(6)]) == [None], "two groups are too few"
