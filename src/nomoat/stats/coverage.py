@@ -139,8 +139,5 @@ def _range_at(cells: Sequence[Cell], correlation: float) -> str:
 
 def failures(cells: Sequence[Cell], trials: int) -> list[Cell]:
     """Cells with less than 93 % coverage, allowing two standard errors of the simulation at that many trials."""
-
-    def error(cell: Cell) -> float:
-        return float(np.sqrt(LOWEST * (1 - LOWEST) / max(1.0, cell.given * trials)))
-
-    return [cell for cell in cells if cell.coverage is not None and cell.coverage < LOWEST - 2 * error(cell)]
+    known = [(cell, cell.coverage, max(1.0, cell.given * trials)) for cell in cells if cell.coverage is not None]
+    return [cell for cell, coverage, n in known if coverage < LOWEST - 2 * float(np.sqrt(LOWEST * (1 - LOWEST) / n))]

@@ -1,19 +1,16 @@
 """Confidence intervals of scores whose rows are correlated: pure functions over lists.
 
 Rows of one group (one phrasing of the same task) resemble each other; a group is what the literature calls a cluster. A tier's
-score is the mean over its families of each family's mean. In order:
+score is the mean over its families of each family's mean.
 
-1. `split_families` arranges the values by family and group; `design_of` estimates the design effect, by which grouping inflates the
-   variance. Rows divided by it are the effective rows.
-2. `tier_estimate` gives a score with its interval: for 0/1 scores Wilson's on the effective rows, for continuous ones a bootstrap
-   over groups; the families' errors are combined. `score_interval` is the case of one family. Paired differences are in paired.py.
-3. `seeds_estimate` adds the spread from seed to seed; `clustered_standard_error` is the textbook figure to compare with.
-
-The variance of a family's mean is the ratio estimator of survey sampling (Cochran, Sampling Techniques, 3rd ed. 1977, section 11).
-With few groups, or few rows that differ from the rest, it is imprecise. The design effect is therefore shrunk towards a cautious prior
-(rows of a group half way between independent and identical) that weighs as much as `PRIOR_GROUPS` groups, and Student's t replaces
-the normal distribution. Both were set by simulation over 20 to 400 rows, rates 0.01 to 0.99 and intra-group correlations 0 to 0.4
-(coverage.py). An interval of None means "too few groups for an interval" and is reported in those words.
+1. `split_families` arranges the values by family and group. `design_of` estimates the design effect: the variance of the mean over
+   groups (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 3rd ed. 1977, section 11) over that of independent
+   rows. With few groups, or few rows that differ from the rest, it is imprecise, so it is shrunk towards a cautious prior (rows of a
+   group half way between independent and identical) that weighs as much as `PRIOR_GROUPS` groups, and Student's t replaces the normal
+   distribution. Both were set by simulation over 20 to 400 rows, rates 0.01 to 0.99 and intra-group correlations 0 to 0.4.
+2. `tier_estimate` gives a score with its interval: for 0/1 scores Wilson's on the effective rows (rows over the design effect), for
+   continuous ones a bootstrap over groups. None means "too few groups for an interval" and is reported in those words.
+3. `seeds_estimate` adds the spread from seed to seed. `clustered_standard_error` is the textbook figure, for comparison.
 """
 
 from __future__ import annotations
@@ -96,15 +93,13 @@ def split_families(values: Sequence[float], families: Sequence[str], groups: Seq
     members: dict[str, dict[Hashable, list[float]]] = {}
     for value, family, group in zip(values, families, groups, strict=True):
         members.setdefault(family, {}).setdefault(group, []).append(float(value))
-    return [_family(list(members[name].values())) for name in sorted(members)]
-
-
-def _family(groups: list[list[float]]) -> Family:
-    values = np.array([value for group in groups for value in group])
-    distinct, counts = np.unique(values, return_counts=True)
-    mode = distinct[counts.argmax()]
-    unusual = sum(any(value != mode for value in group) for group in groups)
-    return Family(values, np.array([sum(group) for group in groups]), np.array([len(group) for group in groups]), unusual)
+    parts = []
+    for name in sorted(members):
+        by_group = list(members[name].values())
+        distinct, counts = np.unique(np.concatenate(by_group), return_counts=True)
+        unusual = sum(any(value != distinct[counts.argmax()] for value in group) for group in by_group)
+        parts.append(Family(np.concatenate(by_group), np.array([*map(sum, by_group)]), np.array([*map(len, by_group)]), unusual))
+    return parts
 
 
 def design_of(families: Sequence[Family]) -> Design:
@@ -187,10 +182,7 @@ def bootstrap(families: Sequence[Family], design: Design, bounds: Interval) -> I
     from scipy.stats import norm
 
     draw = np.random.default_rng(0)
-    resampled = []
-    for family in families:
-        count = len(family.sizes)
-        resampled.append(_resample(family, draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)))
+    resampled = [_resample(family, draw) for family in families]
     means, variances = (sum(part[at] for part in resampled) / len(families) ** (at + 1) for at in (0, 1))
     if design.groups - len(families) < FEWEST_GROUPS_CONTINUOUS - 1 or np.ptp(means) < 1e-12:
         return None
@@ -203,9 +195,11 @@ def bootstrap(families: Sequence[Family], design: Design, bounds: Interval) -> I
     return max(bounds[0], float(min(lower, mean - high))), min(bounds[1], float(max(upper, mean - low)))
 
 
-def _resample(family: Family, times: Any) -> tuple[Any, Any]:
-    """Mean, and variance of the mean, of each resample; `times` (resamples, groups): how often each group was drawn."""
-    count, rows = len(family.sizes), times @ family.sizes
+def _resample(family: Family, draw: np.random.Generator) -> tuple[Any, Any]:
+    """Mean, and variance of the mean, of each of `RESAMPLES` resamples of the groups."""
+    count = len(family.sizes)
+    times = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # (resamples, groups): how often each was drawn
+    rows = times @ family.sizes
     mean = times @ family.sums / rows
     squares = times @ family.sums**2 - 2 * mean * (times @ (family.sums * family.sizes)) + mean**2 * (times @ family.sizes**2)
     return mean, squares * count / max(1, count - 1) / rows**2
