@@ -256,7 +256,6 @@ class SeedsEstimate:
 
     difference: float
     interval: Interval
-    seeds: int
 
 
 def seeds_estimate(differences_per_seed: Sequence[float], se_groups: float) -> SeedsEstimate:
@@ -272,7 +271,7 @@ def seeds_estimate(differences_per_seed: Sequence[float], se_groups: float) -> S
         raise NomoatError("several seeds need one finite difference each and a standard error of 0 or more")
     spread = t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
     middle, half = float(seeds.mean()), math.hypot(spread, 1.96 * se_groups)
-    return SeedsEstimate(middle, (max(-1.0, middle - half), min(1.0, middle + half)), len(seeds))
+    return SeedsEstimate(middle, (max(-1.0, middle - half), min(1.0, middle + half)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
