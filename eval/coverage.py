@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nomoat.cli import run_script
-from nomoat.console import ProgressBar
+from nomoat.cli import ProgressBar, run_script, script_parser
 from nomoat.errors import RunFailed
 from nomoat.io import write_atomically
 from nomoat.stats import coverage
@@ -27,7 +26,7 @@ interval, the cell says so. Written by `python eval/coverage.py`."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--trials", type=int, default=1000, help="simulated results per cell (default: 1000)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="parallel processes (default: one per core)")
     parser.add_argument("--out", type=Path, help="file for the table (default: only printed)")

@@ -67,7 +67,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Design:
-    """The cost of grouping: the design effect (1 or more), and the degrees of freedom left (groups less families, fewer if uneven)."""
+    """The cost of grouping: the design effect (1 or more), and the degrees of freedom left (groups minus families, fewer if uneven)."""
 
     effect: float
     freedom: float
@@ -149,7 +149,7 @@ def wilson(successes: Any, n: Any, critical: Any = NORMAL_95) -> tuple[Any, Any]
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
 
 
-def _rate(families: list[Family], design: Design) -> Interval | None:
+def _rate_interval(families: list[Family], design: Design) -> Interval | None:
     """Wilson's interval on the effective rows; within three successes of an end, a Poisson limit where that is wider.
 
     Wilson's is too narrow there: the modification is Brown, Cai and DasGupta's (Statistical Science 16 (2001) 101, section 4.1.1).
@@ -219,7 +219,7 @@ def tier_estimate(scores: Sequence[float], families: Sequence[str], groups: Sequ
     """The mean over families of each family's mean score, with an interval that combines the families' errors."""
     parts = split_families(scores, families, groups)
     design = design_of(parts)
-    interval = _rate(parts, design) if set(scores) <= {0, 1} else bootstrap(parts, design, (0.0, 1.0))
+    interval = _rate_interval(parts, design) if set(scores) <= {0, 1} else bootstrap(parts, design, (0.0, 1.0))
     return Estimate(float(np.mean([part.mean for part in parts])), interval, len(scores), design.groups)
 
 
