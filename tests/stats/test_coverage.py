@@ -33,6 +33,7 @@ def test_intervals_that_are_too_narrow_are_detected(monkeypatch: pytest.MonkeyPa
 def test_a_cell_without_intervals_says_so_and_is_no_failure() -> None:
     cell = Cell("rate", 20, 0.5, 0.0, 1, None, 0.0)
     assert failures([cell], 100) == [] and "too few groups" in table([cell])
+    assert all(cell.coverage is None for cell in grid(2, rows=(6,), seeds=(1, 3), rates=(0.5,))), "two groups are too few"
 
 
 def test_the_simulation_uses_the_intervals_of_a_report() -> None:
