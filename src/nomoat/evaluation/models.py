@@ -6,7 +6,6 @@ checked each time; where it does not (a model trained in full has replaced the w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ def load_models(
 
     base = load_base()
     base_logits = probe_logits(base, examples)
-    adapted = _load_adapter(base, adapter, kernels)
+    adapted = load_adapter(base, adapter, kernels=kernels)
     shared = False
     if has_adapter(adapted):
         with adapted.disable_adapter():
@@ -103,15 +102,10 @@ def load_merged_model(files: BaseFiles, adapter: Path, *, precision: str, device
 
     A CPU computes with the rounded weights in float32, since its bfloat16 answers depend on the batch.
     """
-    merged = _load_adapter(load_model(files, precision=precision, device=device), adapter, kernels)
+    merged = load_adapter(load_model(files, precision=precision, device=device), adapter, kernels=kernels)
     if has_adapter(merged):
         merged = merged.merge_and_unload(safe_merge=True)
     return _prepack(merged.float() if device == "cpu" else merged, kernels)
-
-
-def _load_adapter(model: Any, folder: Path, kernels: str) -> Any:
-    options = {"kernels": kernels} if "kernels" in inspect.signature(load_adapter).parameters else {}
-    return load_adapter(model, folder, **options)
 
 
 def _prepack(model: Any, kernels: str) -> Any:
