@@ -1,4 +1,4 @@
-"""Batched greedy answers and likelihoods equal those of each row alone, through transformers' own generate."""
+"""Batched greedy answers and likelihoods equal those of each request alone, drafted by the reference or not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.evaluation import prefill
 from nomoat.evaluation.generate import Generator, batch_plan, bits_per_byte
-from nomoat.evaluation.prefill import Request, enable_packed_prefill
+from nomoat.evaluation.prefill import DraftVerifier, Request, enable_packed_prefill
 from nomoat.kernels.varlen_attention import SuffixLayout
 from nomoat.models.base import load_model, load_tokenizer
 from tests.tiny import make_base, make_rows
+
+LIKELIHOOD = 1e-4  # relative: float32 sums in another order
 
 
 def load(folder: Path, architecture: str) -> tuple[Any, ChatTemplate, list[Request]]:
@@ -40,7 +42,7 @@ def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architectur
         alone = stock.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
         expected = [token for token in alone[0, len(question.prompt) :].tolist() if token not in talk.stop_ids]
         assert list(answer.ids) == expected
-        assert likelihood == pytest.approx(alone_likelihood(stock, question), rel=1e-4)
+        assert likelihood == pytest.approx(alone_likelihood(stock, question), rel=LIKELIHOOD)
 
 
 def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tm
     ]
     answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(drafted)
     assert answers == plain
-    assert likelihoods == pytest.approx([alone_likelihood(model, question) for question in drafted], rel=1e-4)
+    assert likelihoods == pytest.approx([alone_likelihood(model, question) for question in drafted], rel=LIKELIHOOD)
 
 
 def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: Path) -> None:
@@ -80,6 +82,63 @@ def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: P
     assert len(calls) == 3  # what the prompts share, the rest of them, the references
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "falcon", "gemma3_text"])
+def test_answers_and_likelihoods_are_the_same_without_drafts(tmp_path: Path, architecture: str, packed: bool) -> None:
+    model, talk, requests = load(tmp_path, architecture)
+    plain_model, _, _ = load(tmp_path, architecture)
+    if packed:
+        enable_packed_prefill(model, requests[:2])
+    drafts = like_the_answers(requests, Generator(model, talk, max_new_tokens=12).answer(requests)[0])
+    answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(drafts)
+    plain = Generator(plain_model, talk, max_new_tokens=12, draft=False)
+    plain_answers, plain_likelihoods = plain.answer(drafts)
+    assert answers == plain_answers
+    assert likelihoods == pytest.approx(plain_likelihoods, rel=LIKELIHOOD)
+    assert plain.log_likelihoods(drafts) == plain_likelihoods
+    assert Generator(model, talk, max_new_tokens=12).log_likelihoods(drafts) == pytest.approx(plain_likelihoods, rel=LIKELIHOOD)
+
+
+def like_the_answers(requests: list[Request], answers: list[Any]) -> list[Request]:
+    """References that agree with the answers for 0 to 12 tokens and then differ."""
+    return [
+        Request(q.key, q.prompt, (*answer.ids[: (0, 2, 3, 4, 7, 12)[number]], 7, 8, 9))
+        for number, (q, answer) in enumerate(zip(requests, answers, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("accept", ["one token more", "every token"])
+def test_a_draft_that_is_accepted_wrongly_shows_beside_the_answers_without_drafts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    model, talk, requests = load(tmp_path, "llama")
+    plain, _ = Generator(model, talk, max_new_tokens=12, draft=False).answer(requests)
+    verified = DraftVerifier._accept
+
+    def lenient(self: DraftVerifier, number: int, start: int, predicted: Any, target: Any) -> None:
+        said = int((predicted.argmax(-1) == target).long().cumprod(0).sum()) + 1 if accept == "one token more" else len(target)
+        agreed = torch.nn.functional.one_hot(target, predicted.shape[-1]).float()[:said]
+        verified(self, number, start, torch.cat([agreed, predicted[said:]]), target)
+
+    monkeypatch.setattr(DraftVerifier, "_accept", lenient)
+    assert Generator(model, talk, max_new_tokens=12).answer(requests)[0] != plain
+
+
+def test_without_drafts_the_passes_that_answer_hold_no_token_of_a_reference(tmp_path: Path) -> None:
+    model, talk, requests = load(tmp_path, "llama")
+    generator = Generator(model, talk, max_new_tokens=6, draft=False)
+    expected, _ = generator.answer(requests)
+    fed: list[torch.Tensor] = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs["input_ids"]) if kwargs["use_cache"] else None, with_kwargs=True
+    )
+    answers, _ = generator.answer([Request(q.key, q.prompt, (7, 8, 9)) for q in requests])
+    assert answers == expected
+    assert [ids.shape[1] for ids in fed] == [max(len(q.prompt) for q in requests), *[1] * 5]  # whole prompts, then token by token
+    padded = [[talk.pad_id] * (fed[0].shape[1] - len(q.prompt)) + list(q.prompt) for q in requests]
+    assert fed[0].tolist() == padded
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_references_a_few_tokens_at_a_time_are_the_same(
@@ -87,10 +146,7 @@ def test_references_a_few_tokens_at_a_time_are_the_same(
 ) -> None:
     model, talk, questions = load(tmp_path, architecture)
     plain, _ = Generator(model, talk, max_new_tokens=12).answer(questions)
-    drafted = [  # said so far, then otherwise: before, at and after the end of a piece; and one that is said to the limit
-        Request(q.key, q.prompt, (*answer.ids[: (0, 2, 3, 4, 7, 12)[number]], 7, 8, 9))
-        for number, (q, answer) in enumerate(zip(questions, plain, strict=True))
-    ]
+    drafted = like_the_answers(questions, plain)  # they differ before, at and after the end of a piece; the last agrees to the limit
     _, likelihoods = Generator(model, talk, max_new_tokens=12).answer(drafted)
     widths: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _module, _args, logits: widths.append(logits.shape[1]))
@@ -137,4 +193,4 @@ def test_bits_per_byte_is_the_same_whatever_the_window_starts_with(tmp_path: Pat
     with torch.no_grad():
         loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
     expected = float(loss) * (len(ids) - 1) / 0.6931471805599453 / 30
-    assert bits_per_byte(model, ids, 30) == pytest.approx(expected, rel=1e-4)
+    assert bits_per_byte(model, ids, 30) == pytest.approx(expected, rel=LIKELIHOOD)
