@@ -43,7 +43,9 @@ class Chat:
         with self.models.using(name) as model:
             draft = self.models.kernels != "plain"
             Generator(model, template, max_new_tokens=self.max_new_tokens, draft=draft).answer([request], on_token)
-        return template.decode(ids)
+        answer = template.decode(ids)
+        show(answer[len(shown) :])  # a character that was never completed
+        return answer
 
 
 def open_chat(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Chat:
