@@ -21,9 +21,9 @@ from tests.tiny import make_base, write_user_rows
 
 FETCH = """
 import json, sys
-from nomoat.bases import fetch_base
+from nomoat.models.base import fetch_base
 from nomoat.errors import NomoatError
-from nomoat.sources import Base
+from nomoat.config.schema import Base
 for line in sys.stdin:
     try:
         print("fetched", fetch_base(Base.model_validate_json(line)).identity["download_bytes"])
@@ -56,13 +56,13 @@ def online(hub: str, folder: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
 
 
-def test_a_base_that_cannot_be_had_or_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_fetched_or_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
     cases = {
         "good": "fetched",
         "none": "could not be fetched",
         "gated": "for a gated model, your login",
         "pickled": "has no safetensors file; other formats are not loaded",
-        "own-code": "brings code of its own (modeling_owl.OwlForCausalLM); nomoat runs no code from outside",
+        "own-code": "needs remote code (modeling_owl.OwlForCausalLM), which nomoat never runs",
         "unheard-of": "architecture 'owl', which transformers",
         "encoder": "architecture 't5' is not a causal language model",
     }
@@ -83,14 +83,14 @@ def test_a_base_of_the_hub_goes_from_recipe_to_report(hub: str, tmp_path: Path) 
     done = run(tmp_path, "train/sft.py", "tiny.yaml", **online(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     run_dir = only_run(tmp_path)
-    base = read_report(run_dir / "report.json").provenance["base"]
-    assert (base["name"], base["revision"]) == ("owl/good", COMMIT)
+    base = read_report(run_dir / "report.json").provenance.base
+    assert (base.name, base.revision) == ("owl/good", COMMIT)
     config = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owl/good", COMMIT)
 
 
 def test_an_adapter_of_the_hub_is_fetched_as_plain_tensors_or_refused(hub: str, tmp_path: Path) -> None:
-    script = "import sys\nfrom nomoat.foreign import fetch_adapter\nfrom nomoat.errors import NomoatError\n"
+    script = "import sys\nfrom nomoat.models.external_adapter import fetch_adapter\nfrom nomoat.errors import NomoatError\n"
     script += "for name in sys.argv[1:]:\n    try: print(sorted(p.name for p in fetch_adapter(name).iterdir()))\n"
     script += "    except NomoatError as error: print(error)\n"
     names = [f"owl/{name}@{COMMIT}" for name in ("lora", "pickled-lora", "none")]
