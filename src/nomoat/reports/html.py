@@ -69,6 +69,7 @@ def _filters() -> dict[str, Any]:
         "interval": _unbroken_interval,
         "signed_interval": lambda value: _unbroken_interval(value, signed=True),
         "tier_words": fmt.tier_words,
+        "check_words": fmt.check_words,
         "mark": mark,
         "metric": fmt.metric,
         "p_value": fmt.p_value,

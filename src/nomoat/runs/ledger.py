@@ -149,10 +149,6 @@ class Ledger:
         names = ("seconds", "compute_seconds", "energy_wh", "energy_note", "peak_resident_bytes", "peak_device_bytes")
         return {"run": self.run_id, **{name: getattr(spent, name) for name in names}, "hardware": self.hardware}
 
-    def so_far(self) -> list[SegmentRecord]:
-        """All segments, the open one as it stands: what a progress bar prices."""
-        return read_segments(self.path) + ([self._open.record("open")] if self._open else [])
-
     def _facts(self, phase: str) -> SegmentRecord:
         if phase not in PHASES:
             raise ValueError(f"'{phase}' is no phase: {', '.join(PHASES)}")
