@@ -60,10 +60,10 @@ def test_few_shot_leaves_out_what_training_has_nothing_to_show_for() -> None:
 
 def test_records_come_in_the_order_of_the_rows_with_all_their_facts(tmp_path: Path) -> None:
     files = make_base(tmp_path)
-    talk, model = ChatTemplate(load_tokenizer(files)), load_model(files, precision="float32", device="cpu")
+    template, model = ChatTemplate(load_tokenizer(files)), load_model(files, precision="float32", device="cpu")
     arm = make_arms(("few_shot",), heldout(), {"sum": tuple(make_rows(4))})[0]
     done: list[int] = []
-    records = score_arm(arm, model, talk, Eval(max_new_tokens=3, batch_rows=4), on_rows=done.append)
+    records = score_arm(arm, model, template, Eval(max_new_tokens=3, batch_rows=4), on_rows=done.append)
     assert [record["id"] for record in records] == [row.id for row in arm.rows] and sum(done) == len(arm.rows)
     for record in records:
         assert record["score"] in (0, 1) and record["bits_per_byte"] > 0 and record["tokens"] <= 3
@@ -147,7 +147,7 @@ def test_decoding_without_drafts_says_so_and_the_rest_is_as_published_reports_ha
 @pytest.mark.parametrize("change", ["rows", "examples", "decoding", "kernels", "threads", "base", "choices"])
 def test_the_cache_key_follows_everything_an_answer_depends_on(tmp_path: Path, change: str) -> None:
     files = make_base(tmp_path / "a")
-    talk = ChatTemplate(load_tokenizer(files))
+    template = ChatTemplate(load_tokenizer(files))
     arm = Arm("few_shot", tuple(make_rows(3)), {"sum": tuple(make_rows(2))}, False)
     decoding = decoding_settings(Eval(), "float32", "cpu", "auto")
     settings = {"arm": arm, "files": files, "decoding": decoding, "threads": 2}
@@ -162,7 +162,7 @@ def test_the_cache_key_follows_everything_an_answer_depends_on(tmp_path: Path, c
     }[change]
 
     def key(**stated: object) -> str:
-        return arm_key(template=talk, device_name="cpu", **stated)  # type: ignore[arg-type]
+        return arm_key(template=template, device_name="cpu", **stated)  # type: ignore[arg-type]
 
     renamed = replace(files, identity={**files.identity, "display_name": "Another name"})
     assert key(**settings) == key(**settings) == key(**{**settings, "files": renamed})

@@ -35,9 +35,10 @@ def make_adapter(folder: Path, files: BaseFiles, method: str = "lora") -> Path:
     return folder
 
 
-def load(files: BaseFiles, adapter: Path, **options: Any) -> LoadedModels:
+def load(files: BaseFiles, adapter: Path, kernels: str = "auto") -> LoadedModels:
     template = ChatTemplate(load_tokenizer(files))
-    return load_models(files, adapter, precision="float32", device="cpu", template=template, **options)
+    probe = [make_request(row, Arm("base", (), {}, False), template) for row in make_rows(2)]
+    return load_models(files, adapter, precision="float32", device="cpu", template=template, probe=probe, kernels=kernels)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -86,7 +87,7 @@ def test_an_adapter_that_leaves_a_trace_when_it_is_off_gets_a_base_apart(tmp_pat
 def test_plain_kernels_are_those_of_transformers_and_peft_and_compute_the_same(tmp_path: Path) -> None:
     files = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", files)
-    fast, plain = load(files, adapter), load(files, adapter, kernels="plain")
+    fast, plain = load(files, adapter), load(files, adapter, "plain")
     ours = (FusedLoraLinear, PrepackedLinear)
     assert not any(isinstance(module, ours) for module in plain.adapted.modules()) and not uses_varlen_attention(plain.adapted)
     assert any(isinstance(module, FusedLoraLinear) for module in fast.adapted.modules()) and uses_varlen_attention(fast.adapted)
@@ -101,16 +102,13 @@ def test_every_arm_scores_the_same_on_the_plain_path(tmp_path: Path, architectur
     files = make_base(tmp_path / "base", architecture)
     adapter = make_adapter(tmp_path / "adapter", files)
     rows = (*make_rows(6, tier="phrasing"), *choice_rows(3))
-    probe_arm = Arm("base", rows[:2], {}, False)
-    template = ChatTemplate(load_tokenizer(files))
-    probe = [make_request(row, probe_arm, template) for row in probe_arm.rows]
     records = []
     for kernels in ("auto", "plain"):
-        models = load(files, adapter, kernels=kernels, probe=probe)
+        models = load(files, adapter, kernels)
         for name, examples in (("base", {}), ("base", {"sum": tuple(make_rows(4))}), ("adapter", {})):
             with models.using(name) as model:
                 arm = Arm(name, rows, examples, name == "adapter")
-                records.append(score_arm(arm, model, template, SETTINGS, draft=kernels == "auto"))
+                records.append(score_arm(arm, model, models.template, SETTINGS, draft=models.draft))
     for fast, plain in zip(records[:3], records[3:], strict=True):
         for one, other in zip(fast, plain, strict=True):
             assert one.pop("bits_per_byte") == pytest.approx(other.pop("bits_per_byte"), rel=1e-4)

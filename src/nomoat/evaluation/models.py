@@ -21,8 +21,6 @@ from nomoat.models.adapter import has_adapter, load_adapter
 from nomoat.models.base import BaseFiles, OpenBase, load_model, load_tokenizer
 from nomoat.training.adapter_checks import probe_logits
 
-PROBE = (("Name one town in France.", "Lyon"), ("What is 12 plus 30? Answer with a number.", "42"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModels:
@@ -37,6 +35,11 @@ class LoadedModels:
     def shared(self) -> bool:
         """Whether one model serves as both."""
         return self.base is self.adapted
+
+    @property
+    def draft(self) -> bool:
+        """Whether answers are drafted from their references (see `generate`)."""
+        return self.kernels != "plain"
 
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
@@ -53,22 +56,20 @@ def load_models(
     precision: str,
     device: str,
     template: ChatTemplate,
-    probe: Sequence[Request] = (),
+    probe: Sequence[Request],
     kernels: str = "auto",
 ) -> LoadedModels:
     """Base and adapter in `precision` on `device`, ready to answer.
 
-    The first two requests of `probe` (by default two built-in questions) decide whether packed prefill and the disabled adapter
-    give the right logits. `kernels="plain"` loads transformers' and peft's own layers and no prepacked weights.
-    Raises NomoatError where `adapter` holds no adapter, or not one of this base.
+    The first two requests of `probe` decide whether packed prefill and the disabled adapter give the right logits.
+    `kernels="plain"` loads transformers' and peft's own layers. Raises NomoatError where `adapter` holds no adapter.
     """
-    probe = tuple(probe[:2]) or _default_probe(template)
-    examples = [TokenizedExample(request.key, request.prompt, request.reference) for request in probe]
+    examples = [TokenizedExample(request.key, request.prompt, request.reference) for request in probe[:2]]
 
     def load_base() -> Any:
         model = load_model(files, precision=precision, device=device)
         if kernels != "plain":
-            enable_packed_prefill(model, probe)
+            enable_packed_prefill(model, probe[:2])
         return model
 
     base = load_base()
@@ -110,10 +111,3 @@ def load_merged_model(files: BaseFiles, adapter: Path, *, precision: str, device
 
 def _prepack(model: Any, kernels: str) -> Any:
     return model if kernels == "plain" else prepack_linears(model)
-
-
-def _default_probe(template: ChatTemplate) -> tuple[Request, ...]:
-    return tuple(
-        Request(question, template.prompt_ids([{"role": "user", "content": question}]), template.completion_ids(answer))
-        for question, answer in PROBE
-    )

@@ -70,11 +70,11 @@ def replay(run_dir: Path, console: Console) -> ReplayResult:
             f"{name} (sha256 {sha256}): restore that base"
         )
     rows = choose_heldout(load_heldout(run_dir / "heldout.jsonl"), recipe.eval)
-    kernels = recipe.hardware.kernels
-    models = load_run_models(run_dir, rows, opened, precision=before.scoring_dtype or opened.scoring_precision, kernels=kernels)
-    arm, draft = Arm("adapter", rows, {}, True), kernels != "plain"
+    precision = before.scoring_dtype or opened.scoring_precision
+    models = load_run_models(run_dir, rows, opened, precision=precision, kernels=recipe.hardware.kernels)
+    arm = Arm("adapter", rows, {}, True)
     with ProgressBar("scoring adapter", len(rows), console) as bar, models.using("adapter") as model:
-        records = score_arm(arm, model, models.template, recipe.eval, draft=draft, on_rows=bar.advance)
+        records = score_arm(arm, model, models.template, recipe.eval, draft=models.draft, on_rows=bar.advance)
     return _compare_answers(list(read_jsonl(run_dir / "eval" / "adapter.jsonl")), records, _differences(before, opened.device))
 
 
