@@ -220,6 +220,7 @@ class Train(Section):
     max_row_tokens: int = Field(default=512, ge=8)  # a longer row is dropped, counted and named
     validation_points: int = Field(default=5, ge=2, le=100)  # first and last included
     checkpoints: int = Field(default=8, ge=1)  # how many are written on the way; two are kept
+    report_to: Annotated[tuple[str, ...], Field(strict=False)] = ()  # trackers of transformers' Trainer, such as [tensorboard]
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -134,14 +134,14 @@ class FineTuneRun:
         """All steps, or those left; then the adapter on disk."""
         rate = costs.read_rate(self.job.environment()["rate"])
         job = TrainSpec(
-            self.recipe,
-            rows,
-            self.job.files,
-            self.folder,
-            self.job.device.kind,
-            self.learning_rate,
-            self.prepared.validation_bytes,
-            None if rate is None else costs.usd_per_second(rate),
+            recipe=self.recipe,
+            collator=rows,
+            files=self.job.files,
+            folder=self.folder,
+            device=self.job.device.kind,
+            learning_rate=self.learning_rate,
+            validation_bytes=self.prepared.validation_bytes,
+            usd_per_second=None if rate is None else costs.usd_per_second(rate),
             mixed=self._in_full and self.job.precision == "bfloat16",
         )
         with self.ledger.segment("train") as segment:
