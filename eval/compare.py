@@ -19,7 +19,7 @@ from rich.console import Console
 from nomoat.cli import run_script
 from nomoat.errors import NomoatError, RunFailed
 from nomoat.io import write_atomically
-from nomoat.reports.compare import Comparison, benchmark_rows, compare, finished_runs, load_run
+from nomoat.reports.compare import RunComparison, benchmark_rows, compare, finished_runs, load_run
 from nomoat.reports.compare_views import print_comparison, render_comparison
 from nomoat.reports.format import change
 
@@ -53,7 +53,7 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> tuple[list[Path], Comparison]:
+def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> tuple[list[Path], RunComparison]:
     """Load each run once, the reference too, and compare them; the paths in the order of the reports."""
     wanted = list(dict.fromkeys(path.resolve() for path in paths))
     first = reference.resolve() if reference else wanted[0]
@@ -62,7 +62,7 @@ def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> 
     return wanted, compare([load_run(path) for path in wanted], reference=wanted.index(first), force=force)
 
 
-def refuse_regressions(found: Comparison) -> None:
+def refuse_regressions(found: RunComparison) -> None:
     """RunFailed naming each run and tier that is worse than the reference."""
     worse = [
         f"{report.run} on {tier}: {change(one)}"

@@ -6,7 +6,7 @@
     make memo                               the same through make; MISSING=1 for --missing, or MISSING=lora,rank1
 
 Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json and memo.html. The rules and
-thresholds stand in src/nomoat/claims.py and were fixed before the runs; a report made under other ones is refused.
+thresholds are in recipes/memo/claims.yaml and were fixed before the runs; a report made under other ones is refused.
 Exit codes: 0 done, 1 a run failed, 2 a report that does not hold or cannot be judged.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     if arguments.missing:
         for planned in list(missing_runs(arguments.root, arguments.roles or MADE_ROLES)):
             make_missing_run(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
-    found = verdict(gather(arguments.root))
+    found = verdict(gather(arguments.root), arguments.root)
     out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
     write_json(out, found)
     page = out.with_suffix(".html")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nomoat.cli import run_script
 from nomoat.errors import RunFailed
-from nomoat.reports.readme_tables import RECIPE_HEAD, fill_blocks, precision_table, published_runs, recipe_lines, report_block
+from nomoat.reports.readme_tables import RECIPE_HEAD, fewer_table, fill_blocks, precision_table, published_runs, recipe_lines, score_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "smollm2-135m"
@@ -35,7 +35,7 @@ def main() -> int:
     found = published_runs(ROOT / "recipes" / "reference")
     blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())])}
     if DEFAULT in found:
-        blocks["report"] = report_block(found[DEFAULT])
+        blocks |= {"report": score_table(found[DEFAULT]), "fewer": fewer_table(found[DEFAULT])}
     verdict = ROOT / "recipes" / "memo" / "memo.json"
     if verdict.is_file():
         blocks |= {"memo": readme_block(read_json(verdict)), "memo-runs": minutes_block(read_json(verdict))}
@@ -46,7 +46,12 @@ def main() -> int:
     if precision.is_dir():
         blocks["precision"] = precision_table(precision)
     stale = []
-    for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "memo" / "README.md"):
+    for path in (
+        ROOT / "README.md",
+        *sorted(ROOT.glob("docs/*.md")),
+        ROOT / "recipes" / "README.md",
+        ROOT / "recipes" / "memo" / "README.md",
+    ):
         old = path.read_text(encoding="utf-8")
         new = fill_blocks(old, blocks)
         if new != old:

@@ -21,6 +21,7 @@ from nomoat.cli import run_script
 from nomoat.errors import RunFailed
 from nomoat.pipeline.reevaluate import ReevalRequest, plan_reeval, reevaluate, replay
 from nomoat.reports.build import checked_report
+from nomoat.reports.format import failure_reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,18 +56,17 @@ def main() -> int:
 
 def score_elsewhere(arguments: argparse.Namespace, console: Console) -> None:
     """Other rows, arms or adapter: a new run directory."""
-
-    wanted = ReevalRequest(arguments.rows, arguments.adapter, tuple(arguments.overrides))
-    planned = plan_reeval(arguments.run, wanted, ROOT)
-    console.print(planned.job.introduction(), highlight=False)
-    found, page = reevaluate(planned, arguments.runs_dir or arguments.run.resolve().parent, console)
-    if not found.passed:
-        raise RunFailed(f"the adapter is not real on these rows ({found.failures()}); the report is in {page}")
+    request = ReevalRequest(arguments.rows, arguments.adapter, tuple(arguments.overrides))
+    spec = plan_reeval(arguments.run, request, ROOT)
+    console.print(spec.run.introduction(), highlight=False, soft_wrap=True)
+    gate, folder = reevaluate(spec, arguments.runs_dir or arguments.run.resolve().parent, console)
+    if not gate.passed:
+        raise RunFailed(f"{failure_reason(gate)}; the report is in {folder}")
 
 
 def answer_again(run: Path, console: Console) -> None:
     """The run's own rows: does its report hold?"""
-    from nomoat.reports.terminal import print_summary
+    from nomoat.reports.summary import print_summary
 
     report = checked_report(run)
     print_summary(report, console, where=str(run / "report.html"))

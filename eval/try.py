@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from nomoat.cli import run_script
-from nomoat.evaluation.chat import ask_prompts, load_pair
+from nomoat.evaluation.chat import ask_prompts, open_chat
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,12 +28,12 @@ def main() -> int:
 
     configure_logging()
 
-    pair = load_pair(arguments.run, device=arguments.device, max_new_tokens=arguments.max_new_tokens)
+    chat = open_chat(arguments.run, device=arguments.device, max_new_tokens=arguments.max_new_tokens)
     prompts = [arguments.prompt] if arguments.prompt is not None else ask_prompts()
     for prompt in prompts:
         for name in ("base", "adapter"):
             print(f"\n{name}:", flush=True)
-            pair.stream(prompt, name, show=lambda text: print(text, end="", flush=True))
+            chat.stream(prompt, name, show=lambda text: print(text, end="", flush=True))
             print(flush=True)
     return 0
 

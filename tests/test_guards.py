@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nomoat.data.examples import load_shipped_set
-from nomoat.memo.claims import claims_sha256
+from nomoat.memo.evidence import load_claims
 from nomoat.memo.rules import judge
 from nomoat.memo.verdict import gather
 from nomoat.reports.build import read_report
+from nomoat.runs.provenance import claims_sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = sorted([*ROOT.glob("recipes/reference/**/*.json"), *ROOT.glob("recipes/memo/reports/*.seed*.json")])
@@ -44,7 +45,7 @@ def test_a_published_report_is_read_and_its_numbers_follow_from_its_rows(path: P
 
 def test_the_memo_is_judged_as_it_was() -> None:
     """Verdicts and every number beside them; the words around them may change."""
-    findings = judge(gather(ROOT))
+    findings = judge(load_claims(ROOT), gather(ROOT))
     expected = {claim: verdict for verdict, claims in VERDICTS.items() for claim in claims.split()}
     assert {finding.claim.id: finding.word for finding in findings} == expected
     published = {claim["id"]: claim for claim in json.loads((ROOT / "recipes/memo/memo.json").read_text())["claims"]}
@@ -56,7 +57,7 @@ def test_the_memo_is_judged_as_it_was() -> None:
 
 def test_claims_and_shipped_rows_keep_their_hashes() -> None:
     """Every published run records them: another hash would make all of them incomparable."""
-    assert claims_sha256() == "49bf2a5ea0b5ba2e22fd59866260278b3475c043804745ccd10025fa9479ceee"
+    assert claims_sha256(ROOT) == "49bf2a5ea0b5ba2e22fd59866260278b3475c043804745ccd10025fa9479ceee"
     desk = load_shipped_set("desk", ROOT)
     assert desk.heldout_sha256 == "c73afe71d6888179c82d9c6c8739cc7eb0ab47c5b329eca82c44b3bf314bbbfb"
     assert desk.train_sha256 == "899a351d1d6a891c87a81374ce34dc2581dd11e81528b279c3a78d73ea932850"

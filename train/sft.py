@@ -17,6 +17,7 @@ from nomoat.cli import run_script
 from nomoat.errors import RunFailed
 from nomoat.pipeline.finetune import open_finetune
 from nomoat.pipeline.run_spec import make_run_spec
+from nomoat.reports.format import failure_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,20 +42,20 @@ def main() -> int:
     from rich.console import Console
 
     console = Console()
-    job = make_run_spec(recipe, ROOT)
-    console.print(job.introduction(), highlight=False)
-    with open_finetune(job, arguments.runs_dir, console) as work:
-        model = work.load_base()
-        rows = work.prepare_rows(model)
-        model = work.attach_adapter(model)
-        work.train(model, rows)
-        gate = work.prove_adapter(model, rows)
-        del model
+    spec = make_run_spec(recipe, ROOT)
+    console.print(spec.introduction(), highlight=False, soft_wrap=True)
+    with open_finetune(spec, arguments.runs_dir, console) as run:
+        base = run.load_base()
+        data = run.prepare_data(base)
+        trainee = run.attach_adapter(base)
+        run.train(trainee, data)
+        gate = run.check_adapter(trainee, data)
+        del base, trainee
         if gate.passed:
-            gate = work.score_arms(gate)
-        report = work.write_report()
+            gate = run.score(gate, data.tokenized)
+        run.write_report()
     if not gate.passed:
-        raise RunFailed(f"the adapter is not real ({gate.failures()}); the report is in {report}")
+        raise RunFailed(f"{failure_reason(gate)}; the report is in {run.folder}")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What the user did wrong, said once, and the exit code that goes with it.
+"""Errors that the user can correct, and the exit code of each.
 
-NomoatError            exit 2   bad input: the message says what, where and what to do
+NomoatError            exit 2   bad input: the message says what is wrong, where, and what to do
 +-- RecipeError        exit 2   every problem of a recipe at once
-+-- RunFailed          exit 1   the work was done and its result is a failure (gate, regression)
-KeyboardInterrupt      exit 130 stopped by Ctrl-C or by SIGTERM (kill, a batch system, a container's stop); what was saved is said
++-- RunFailed          exit 1   the work was done and its result is a failure (adapter check, regression)
+KeyboardInterrupt      exit 130 stopped by Ctrl-C or by SIGTERM (kill, a batch system, a container's stop), after saying what was saved
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class NomoatError(Exception):
 
 
 class RecipeError(NomoatError):
-    """A recipe that cannot be used; `problems` holds one line for each thing wrong with it."""
+    """A recipe that cannot be used; `problems` has one line per problem."""
 
     def __init__(self, where: str, problems: list[str]) -> None:
         self.problems = problems
@@ -28,19 +28,24 @@ class RecipeError(NomoatError):
 
 
 class RunFailed(NomoatError):
-    """The run finished and failed: its adapter is not real, or it got worse where that is refused."""
+    """The run finished and failed: its adapter does not work, or scores fell where that is refused."""
 
     exit_code = 1
 
 
 def quoted(value: Any) -> str:
-    """A value as a message quotes it: at most 60 characters."""
+    """A value as a message quotes it, at most 60 characters long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters long; the error's class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for a near miss, and always what is allowed."""
+    """'; did you mean ...?' for a near miss, then the allowed words."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return (f"; did you mean {near[0]!r}?" if near else "") + f" (allowed: {', '.join(known) or 'none'})"

@@ -1,4 +1,4 @@
-"""Files of one commit of a hub repository, through the hub's own client and its cache."""
+"""Files that are whole or absent: atomic writes, hashes, one canonical form of JSON, the cache folder, and files of a hub repository."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomoat.errors import NomoatError
+from pydantic import BaseModel, ConfigDict
 
-# MERGED files:
-# Files that are whole or absent: atomic writes, hashes, and one canonical form of JSON.
+from nomoat.errors import NomoatError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class Record(BaseModel):
+    """A frozen part of a file that a run writes: an unknown key, NaN or infinity is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, fsync, rename: a reader sees the old file or the new one, never a half."""
+    """Write beside `path`, fsync, rename: a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -63,7 +68,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
 
 def escape_surrogates(text: str) -> str:
-    """JSON text whose half characters are escapes: a model can emit them, UTF-8 cannot hold them."""
+    """JSON text with lone surrogates escaped: UTF-8 cannot encode them."""
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -116,7 +116,7 @@ def test_every_completion_scores_one_by_its_rows_own_rule(desk):
 
 
 def test_copying_a_training_answer_does_not_pay(desk):
-    records = baselines(desk.train, desk.heldout, score)
+    records = baselines(desk.train, desk.heldout)
     of: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for record in records:
         if record["tier"] != "family":

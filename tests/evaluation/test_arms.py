@@ -70,7 +70,7 @@ def test_the_cache_key_follows_everything_an_answer_depends_on(tmp_path: Path, c
     }[change]
 
     def key(**stated: object) -> str:
-        return arm_key(conversation=talk, device_name="cpu", **stated)  # type: ignore[arg-type]
+        return arm_key(template=talk, device_name="cpu", **stated)  # type: ignore[arg-type]
 
     assert key(**settings) == key(**settings)
     assert key(**{**settings, **changed}) != key(**settings)

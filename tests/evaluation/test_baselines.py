@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from nomoat.data.examples import Example, load_shipped_set
 from nomoat.evaluation.baselines import baselines, majority_answer, nearest_rows
@@ -14,10 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def row(name: str, prompt: str, completion: str, family: str = "f", tier: str = "train") -> Example:
     return Example(name, prompt, completion, None, family, tier, f"group {name}", {"by": "exact"})
-
-
-def same(output: str, wanted: Example) -> SimpleNamespace:
-    return SimpleNamespace(value=float(output == wanted.completion))
 
 
 TRAIN = [
@@ -31,7 +27,7 @@ TRAIN = [
 
 def test_each_row_is_answered_from_the_training_rows_of_its_own_family():
     heldout = [row("h1", "where is the parcel of my aunt", "shipping", tier="phrasing"), row("h2", "reverse a b", "b a", "edit", "values")]
-    first, second = baselines(TRAIN, heldout, same)
+    first, second = baselines(TRAIN, heldout)
     assert first == {
         "id": "h1",
         "tier": "phrasing",
@@ -46,13 +42,14 @@ def test_each_row_is_answered_from_the_training_rows_of_its_own_family():
 
 
 def test_a_family_that_is_not_trained_has_no_baselines_and_retention_has_no_record():
-    [only] = baselines(TRAIN, [row("h", "a,b", "a", "csv", "family"), row("r", "capital?", "x", "retention", "retention")], same)
+    [only] = baselines(TRAIN, [row("h", "a,b", "a", "csv", "family"), row("r", "capital?", "x", "retention", "retention")])
     assert only["id"] == "h"
     assert only["majority"] is None and only["nearest_row"] is None and only["nearest_id"] is None and only["majority_answer"] is None
 
 
 def test_an_unscored_answer_stays_unscored():
-    [only] = baselines(TRAIN, [row("h", "where", "x", tier="values")], lambda output, wanted: SimpleNamespace(value=None))
+    broken = replace(row("h", "where", "x", tier="values"), score={"by": "sql_rows", "script": "CREATE nonsense"})
+    [only] = baselines(TRAIN, [broken])
     assert only["majority"] is None and only["nearest_row"] is None and only["nearest_id"] is not None
 
 
@@ -74,7 +71,7 @@ def test_a_long_prompt_is_not_nearer_for_being_long():
 def test_equally_near_rows_give_the_first_id_whatever_their_order():
     twins = [row("b", "send it", "2"), row("a", "send it", "1"), row("c", "now", "3")]
     for train in (twins, twins[::-1]):
-        [only] = baselines(train, [row("h", "send it please", "x", tier="values")], same)
+        [only] = baselines(train, [row("h", "send it please", "x", tier="values")])
         assert only["nearest_id"] == "a"
 
 
@@ -85,8 +82,8 @@ def test_a_prompt_without_any_known_word_still_gets_an_answer():
 
 def test_the_nearest_rows_do_not_depend_on_the_order_in_which_a_set_of_words_is_walked():
     code = (
-        "import json, pathlib; from nomoat.rows import load_set; from nomoat.baselines import nearest_rows;"
-        f"s = load_set('desk', pathlib.Path({str(ROOT)!r})); t = [r for r in s.train if r.family == 'shape'];"
+        "import json, pathlib; from nomoat.data.examples import load_shipped_set; from nomoat.evaluation.baselines import nearest_rows;"
+        f"s = load_shipped_set('desk', pathlib.Path({str(ROOT)!r})); t = [r for r in s.train if r.family == 'shape'];"
         "print(json.dumps([n.id for n in nearest_rows(t, [r for r in s.heldout if r.family == 'shape'])]))"
     )
     shape = [one for one in load_shipped_set("desk", ROOT).train if one.family == "shape"]

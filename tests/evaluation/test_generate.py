@@ -11,7 +11,7 @@ import torch
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.evaluation import prefill
 from nomoat.evaluation.generate import Generator, batch_plan, bits_per_byte
-from nomoat.evaluation.prefill import Request, use_packed_prefill_if_safe
+from nomoat.evaluation.prefill import Request, enable_packed_prefill
 from nomoat.kernels.varlen_attention import SuffixLayout
 from nomoat.models.base import load_model, load_tokenizer
 from tests.tiny import make_base, make_rows
@@ -33,7 +33,7 @@ def load(folder: Path, architecture: str) -> tuple[Any, ChatTemplate, list[Reque
 def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architecture: str, packed: bool) -> None:
     model, talk, questions = load(tmp_path, architecture)
     stock, _, _ = load(tmp_path, architecture)
-    assert not packed or use_packed_prefill_if_safe(model, questions[:2]) is (architecture not in ("falcon", "gemma3_text"))
+    assert not packed or enable_packed_prefill(model, questions[:2]) is (architecture not in ("falcon", "gemma3_text"))
     answers, likelihoods = Generator(model, talk, max_new_tokens=12).answer(questions)
     for question, answer, likelihood in zip(questions, answers, likelihoods, strict=True):
         ids = torch.tensor([question.prompt])
@@ -48,7 +48,7 @@ def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, mon
     expected = Generator(model, talk, max_new_tokens=6).answer(questions)
     blind = SuffixLayout._mask
     monkeypatch.setattr(SuffixLayout, "_mask", lambda *given: torch.zeros_like(blind(*given)))  # tokens that see what follows them
-    assert not use_packed_prefill_if_safe(model, questions[:2])
+    assert not enable_packed_prefill(model, questions[:2])
     assert Generator(model, talk, max_new_tokens=6).answer(questions) == expected
 
 
@@ -56,7 +56,7 @@ def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, mon
 @pytest.mark.parametrize("kept", [0, 1, 5, 11, 12])
 def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tmp_path: Path, architecture: str, kept: int) -> None:
     model, talk, questions = load(tmp_path, architecture.removeprefix("packed "))
-    assert not architecture.startswith("packed") or use_packed_prefill_if_safe(model, questions[:2])
+    assert not architecture.startswith("packed") or enable_packed_prefill(model, questions[:2])
     plain, _ = Generator(model, talk, max_new_tokens=12).answer([Request(q.key, q.prompt, (q.reference[-1],)) for q in questions])
     stop = questions[0].reference[-1]
     drafted = [  # of every second row the first `kept` tokens are what the model says, then comes something else

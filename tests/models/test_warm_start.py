@@ -70,4 +70,5 @@ def test_a_path_on_the_command_line_is_taken_from_where_the_command_is_given(tmp
     shutil.copy(folder / "rows.jsonl", tmp_path / "mine.jsonl")
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(Path("recipes/tiny.yaml"), ["data.rows=mine.jsonl", "lora.start=runs/a"])
-    assert (recipe.base.path, recipe.data.rows, recipe.lora.start) == ("recipes/model", "mine.jsonl", "runs/a")
+    recorded = recipe.as_dict()
+    assert (recorded["base"]["path"], recorded["data"]["rows"], recorded["lora"]["start"]) == ("recipes/model", "mine.jsonl", "runs/a")

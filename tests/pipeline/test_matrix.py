@@ -11,7 +11,7 @@ import pytest
 
 from nomoat.config.load import load_recipe
 from nomoat.config.schema import Lora
-from nomoat.evaluation.chat import load_pair
+from nomoat.evaluation.chat import open_chat
 from nomoat.io import sha256_file
 from nomoat.pipeline.finetune import open_finetune
 from nomoat.pipeline.run_spec import make_run_spec
@@ -162,8 +162,8 @@ def test_a_base_trained_in_full_goes_from_recipe_to_report_and_loads_with_transf
     moved = {name: bool((tensor != base.state_dict()[name]).any()) for name, tensor in tuned.state_dict().items()}
     assert all(moved.values()), moved
     assert forbidden_traces(folder, [str(tmp_path)]) == []
-    pair = load_pair(run_dir, device="cpu", max_new_tokens=4)
-    assert pair.stream("add 1 to 7", "base", lambda _: None) != pair.stream("add 1 to 7", "adapter", lambda _: None)
+    chat = open_chat(run_dir, device="cpu", max_new_tokens=4)
+    assert chat.stream("add 1 to 7", "base", lambda _: None) != chat.stream("add 1 to 7", "adapter", lambda _: None)
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from nomoat.config.schema import Lora, Recipe
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.examples import Example
 from nomoat.errors import NomoatError
-from nomoat.evaluation.prefill import Request, use_packed_prefill_if_safe
+from nomoat.evaluation.prefill import Request, enable_packed_prefill
 from nomoat.kernels.varlen_attention import uses_varlen_attention
 from nomoat.models.adapter import adapter_size, adapter_tensors, attach_adapter, save_adapter, weights_of
 from nomoat.models.base import BaseFiles, fetch_base, load_model, load_tokenizer
@@ -81,7 +81,7 @@ def test_what_only_the_architecture_decides_is_seen_without_its_weights(tmp_path
     model, other = (load_model(files, precision="float32", device="cpu") for _ in range(2))
     packed, _ = choose_packing(model, rows, "cpu")
     assert packing_of(config, rows, "cpu") == (packed, packed and uses_varlen_attention(model))
-    assert answers_pack(config, questions, "cpu") == use_packed_prefill_if_safe(other, questions)
+    assert answers_pack(config, questions, "cpu") == enable_packed_prefill(other, questions)
 
 
 def real_step(plan: CostPlan) -> Counter[str]:

@@ -9,7 +9,7 @@ from make_run import GATE, RECIPE, ledger_lines, make_run, write_jsonl
 from rich.console import Console
 
 from nomoat.reports.build import build_report
-from nomoat.reports.terminal import print_summary
+from nomoat.reports.summary import print_summary
 
 
 def printed(run_dir: Path, width: int = 80) -> str:

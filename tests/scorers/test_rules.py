@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers.rules import NAMES, broken_loosely, broken_rules, check_rules, mentions
+from nomoat.scorers.rules import NAMES, broken_loosely, broken_rules, check_rules
+from nomoat.scorers.text import mentions
 
 KEPT_AND_BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"rule": "starts_with", "text": "Re:"}, "Re: lunch", "re: lunch"),

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers import _SCORERS, NOTE_LENGTH, Score, check_spec, score, score_choice
+from nomoat.scorers import SCORERS, check_spec, choices_of, needs_likelihoods, score, score_choice
+from nomoat.scorers.text import NOTE_LENGTH, Score, Scorer
 
 SHOP = """CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price REAL, shelf INTEGER);
 INSERT INTO item VALUES (1, 'lamp', 20.0, 1), (2, 'desk', 95.5, 2), (3, 'chair', 60.0, 2), (4, 'rug', 60.0, 3);"""
@@ -201,7 +202,6 @@ def test_nothing_that_a_query_tries_changes_the_next_scoring() -> None:
         (Row("a", {"by": "exactly"}), "KeyError"),
         (Row("a", {"by": "constraints", "rules": [{"rule": "rhymes"}]}), "KeyError"),
         (Row("a", None), "TypeError"),
-        (Row("a", {"by": "choice", "choices": ["a", "b"]}), "likelihood"),
     ],
 )
 def test_a_scorer_that_fails_leaves_the_row_unscored_and_names_the_error(row: Row, why: str) -> None:
@@ -216,7 +216,7 @@ def test_whatever_a_scorer_raises_is_a_row_without_a_score(error: Exception, mon
     def broken(*_: Any) -> Score:
         raise error
 
-    monkeypatch.setitem(_SCORERS, "exact", broken)
+    monkeypatch.setitem(SCORERS, "exact", Scorer(broken))
     assert score("a", EXACT) == Score(None, None, f"{type(error).__name__}: {error}")
 
 
@@ -235,23 +235,39 @@ CHOICE = Row("the long way", {"by": "choice", "choices": ["go", "the long way"]}
 
 
 @pytest.mark.parametrize(
-    ("logliks", "value", "lenient"),
+    ("log_likelihoods", "value", "lenient"),
     [([-4.0, -6.0], 1, 1), ([-9.0, -6.0], 1, 1), ([-0.5, -6.0], 0, 0), ([-1.0, -6.0], 0, 0), ([-1.0, -0.5], 1, 1), ([-2.0, -13.0], 0, 0)],
 )
-def test_a_choice_is_won_by_the_highest_likelihood_per_byte(logliks: list[float], value: float, lenient: float) -> None:
-    assert score_choice(logliks, [2, 12], CHOICE) == Score(value, lenient)
+def test_a_choice_is_won_by_the_highest_likelihood_per_byte(log_likelihoods: list[float], value: float, lenient: float) -> None:
+    assert choices_of(CHOICE) == ("go", "the long way")
+    scored = score_choice(log_likelihoods, [2, 12], CHOICE)
+    assert (scored.value, scored.lenient) == (value, lenient)
+    assert scored.note == ("" if value else "at least as likely per byte: go")
 
 
 def test_a_choice_by_bytes_and_one_in_sum_can_differ_and_lenient_says_so() -> None:
     short = Row("go", {"by": "choice", "choices": ["go", "the long way"]})
-    assert score_choice([-4.0, -6.0], [2, 12], short) == Score(0.0, 1.0)
+    assert score_choice([-4.0, -6.0], [2, 12], short) == Score(0.0, 1.0, "at least as likely per byte: the long way")
 
 
 def test_a_tie_between_choices_is_no_answer_and_a_missing_likelihood_no_score() -> None:
     assert score_choice([-2.0, -12.0], [2, 12], CHOICE).value == 0
-    assert score_choice([float("nan"), -1.0], [2, 12], CHOICE).value is None
-    assert score_choice([-1.0], [2, 12], CHOICE).value is None
-    assert score_choice([-1.0, -1.0], [2, 12], EXACT).value is None
+    for log_likelihoods, byte_lengths in (([float("nan"), -1.0], [2, 12]), ([-1.0], [2, 12]), ([-1.0, -1.0], [2]), ([-1.0, -1.0], [0, 12])):
+        assert "each of the 2 choices needs a finite log-likelihood" in score_choice(log_likelihoods, byte_lengths, CHOICE).note
+    for row in (EXACT, Row("go", "choice"), Row("stay", CHOICE.score)):
+        assert score_choice([-1.0, -1.0], [2, 12], row).value is None
+
+
+def test_only_choice_rows_need_likelihoods() -> None:
+    assert [needs_likelihoods(row) for row in (CHOICE, EXACT, Row("Oslo", "exact"), LABEL)] == [True, False, False, False]
+    assert choices_of(LABEL) == choices_of(Row("Oslo", "exact")) == ()
+
+
+def test_a_choice_row_scores_a_text_exactly_so_that_baselines_can_answer_it() -> None:
+    assert check_spec(CHOICE.score, CHOICE.completion) == []
+    assert score(" the long way\n", CHOICE) == Score(1.0, 1.0)
+    assert score("Take THE LONG WAY.", CHOICE) == Score(0.0, 1.0)
+    assert score("go", CHOICE) == Score(0.0, 0.0)
 
 
 def test_a_lenient_score_is_never_below_the_strict_one() -> None:

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.config.load import run_recipe
-from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.examples import load_heldout
 from nomoat.data.prepare import load_raw_data
 from nomoat.data.split import choose_heldout
 from nomoat.errors import NomoatError
-from nomoat.evaluation.arms import Arm, batches_of, enable_packed_prefill, make_arms, make_request
+from nomoat.evaluation.arms import Arm, batches_of, make_arms, make_request
 from nomoat.evaluation.generate import Completion, Generator
+from nomoat.evaluation.models import load_run_models
 from nomoat.evaluation.prefill import Request
-from nomoat.kernels.linear import prepack_linears
-from nomoat.models.adapter import load_adapter
-from nomoat.models.base import BaseFiles, fetch_base, load_model, load_tokenizer
-from nomoat.models.device import choose_device, scoring_precision, training_precision
+from nomoat.models.base import BaseFiles, load_model, open_base
 
 EIGHT = 8
 TIE = 1e-3  # difference of the two largest logits below which either token may come first
@@ -67,26 +64,21 @@ class ScoringBench:
 
     def __init__(self, run_dir: Path, root: Path) -> None:
         self.recipe = run_recipe(run_dir)
-        self.device = choose_device(self.recipe.hardware)
-        self.precision = scoring_precision(training_precision(self.recipe, self.device), self.device)
         if self.recipe.lora.method == "full":
             raise NomoatError(f"{run_dir} was trained in full: its scoring is compared with peft's, which needs an adapter")
-        files = fetch_base(self.recipe.base)
-        self.conversation = ChatTemplate(load_tokenizer(files))
-        self.stock = self._as_peft_loads(files, run_dir / "adapter")
+        opened = open_base(self.recipe)
+        self.device, self.precision = opened.device, opened.scoring_precision
+        self.stock = self._as_peft_loads(opened.files, run_dir / "adapter")
         heldout = choose_heldout(load_heldout(run_dir / "heldout.jsonl"), self.recipe.eval)
         self.arms = make_arms(self.recipe.eval.arms, heldout, load_raw_data(self.recipe, root).examples)
-        base = self._base(files)
-        enable_packed_prefill(base, self.arms[0], self.conversation)
-        self.ours = prepack_linears(load_adapter(base, run_dir / "adapter"))
-
-    def _base(self, files: BaseFiles) -> Any:
-        return load_model(files, precision=self.precision, device=self.device.kind)
+        self.models = load_run_models(run_dir, heldout, opened, precision=self.precision, kernels="auto")
+        self.conversation = self.models.template
 
     def _as_peft_loads(self, files: BaseFiles, folder: Path) -> Any:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(self._base(files), folder).eval()
+        base = load_model(files, precision=self.precision, device=self.device.kind)
+        return PeftModel.from_pretrained(base, folder).eval()
 
     def time_arm(self, arm: Arm, *, rows: int | None = None, told: Callable[[int], None] = lambda _: None) -> TimedArm:
         """Answer an arm's rows (the first `rows`) both ways, a batch of ours and as many rows of generate's in turn."""
@@ -95,11 +87,14 @@ class ScoringBench:
         chosen = arm.rows if rows is None else arm.rows[:rows]
         few = Arm(arm.name, chosen, arm.examples, arm.adapter)
         questions = [make_request(row, few, self.conversation) for row in chosen]
-        generator = Generator(self.ours, self.conversation, max_new_tokens=self.recipe.eval.max_new_tokens)
         ours: dict[int, Completion] = {}
         theirs: list[tuple[int, ...]] = []
         turns = []
-        with nullcontext() if arm.adapter else self.ours.disable_adapter(), nullcontext() if arm.adapter else self.stock.disable_adapter():
+        with (
+            self.models.using("adapter" if arm.adapter else "base") as model,
+            nullcontext() if arm.adapter else self.stock.disable_adapter(),
+        ):
+            generator = Generator(model, self.conversation, max_new_tokens=self.recipe.eval.max_new_tokens)
             for batch in batches_of(questions, few, self.recipe.eval):
                 began = time.perf_counter()
                 answers, _ = generator.answer([questions[number] for number in batch])

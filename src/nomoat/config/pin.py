@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from nomoat.errors import NomoatError
+from nomoat.errors import NomoatError, first_line
 
 UNPINNED = "unpinned"
 KINDS: dict[str, Literal["model", "dataset"]] = {"base": "model", "data": "dataset"}
@@ -46,7 +46,7 @@ def latest_commit(place: UnpinnedRevision) -> str:
     try:
         found = HfApi().repo_info(place.repository, repo_type=KINDS[place.block]).sha
     except (HfHubHTTPError, OSError) as error:
-        said = str(error).strip().splitlines()[0][:200]
+        said = first_line(error)
         raise NomoatError(
             f"{place.block}.hub: {place.repository} could not be looked up ({said}). Check the name, the network and, for a gated "
             "repository, your login"

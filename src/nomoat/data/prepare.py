@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nomoat.config.load import is_data_file
-from nomoat.config.schema import Data, Recipe
+from nomoat.config.schema import Data, Recipe, is_data_file
 from nomoat.data.chat_template import ChatTemplate, TokenizedExample
 from nomoat.data.contamination import ContaminationReport, audit, describe_leaks, find_leaks
 from nomoat.data.examples import Example, Splits, build_examples, load_shipped_set, load_user_examples

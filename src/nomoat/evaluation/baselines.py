@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nomoat.data.examples import Example, normalise
+from nomoat.scorers import score
 
-Scorer = Callable[[str, Example], Any]  # nomoat.scoring.score: an object whose .value is None or from 0 to 1
 
-
-def baselines(train: Sequence[Example], heldout: Sequence[Example], score: Scorer) -> list[dict[str, Any]]:
+def baselines(train: Sequence[Example], heldout: Sequence[Example]) -> list[dict[str, Any]]:
     """One record a held-out row: how the majority answer and the nearest training row's answer score on it.
 
     Both look only at training rows of the row's family; a family that is not trained gets nulls. Retention rows are
@@ -24,7 +23,7 @@ def baselines(train: Sequence[Example], heldout: Sequence[Example], score: Score
         rows = [row for row in asked if row.family == family]
         majority = majority_answer(known)
         nearest = nearest_rows(known, rows)
-        records += [_record(row, majority, near, score) for row, near in zip(rows, nearest, strict=True)]
+        records += [_record(row, majority, near) for row, near in zip(rows, nearest, strict=True)]
     return records
 
 
@@ -74,7 +73,7 @@ def _unit_rows(counts: Any, weight: Any) -> Any:
     return diags(1 / lengths) @ vectors
 
 
-def _record(row: Example, majority: str | None, near: Example | None, score: Scorer) -> dict[str, Any]:
+def _record(row: Example, majority: str | None, near: Example | None) -> dict[str, Any]:
     return {
         "id": row.id,
         "tier": row.tier,

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from nomoat.config.load import is_task_file
-from nomoat.config.schema import Eval
+from nomoat.config.schema import Eval, is_task_file
 from nomoat.errors import NomoatError
 from nomoat.io import sha256_of
 
@@ -76,23 +74,21 @@ def _why(error: Exception) -> str:
     return said
 
 
-def run_tasks(tasks: BenchmarkTasks, model: Any, tokenizer: Any, settings: Eval, *, adapter: bool) -> dict[str, Any]:
-    """The harness's own result for one arm: `results`, `samples`, `configs` and `versions`."""
+def run_tasks(tasks: BenchmarkTasks, model: Any, tokenizer: Any, settings: Eval) -> dict[str, Any]:
+    """The harness's own results for one arm's model: `results`, `samples`, `configs` and `versions`."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    off = nullcontext() if adapter or not hasattr(model, "disable_adapter") else model.disable_adapter()
-    with off:
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.harness_batch_rows, device=str(model.device))
-        found = simple_evaluate(
-            wrapped,
-            tasks=list(tasks.names),
-            task_manager=tasks.manager,
-            limit=settings.harness_limit,
-            apply_chat_template=tokenizer.chat_template is not None,
-            bootstrap_iters=0,  # its intervals know nothing of pairs; ours are made from the samples
-            log_samples=True,
-        )
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.harness_batch_rows, device=str(model.device))
+    found = simple_evaluate(
+        wrapped,
+        tasks=list(tasks.names),
+        task_manager=tasks.manager,
+        limit=settings.harness_limit,
+        apply_chat_template=tokenizer.chat_template is not None,
+        bootstrap_iters=0,  # its intervals are not paired; ours are computed from the samples
+        log_samples=True,
+    )
     assert found is not None  # None only on the other processes of a distributed run
     return dict(found)
 

@@ -5,23 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from nomoat.memo.claims import MARGIN, TIER, Claim
+from nomoat.config.load import parse_yaml
+from nomoat.io import Record
+from nomoat.reports.compare import REFERENCE, paired_rows
 from nomoat.reports.metrics import tier_difference
 from nomoat.reports.schema import Cost, Interval, Report
 from nomoat.runs.costs import WAITING
+from nomoat.runs.provenance import CLAIMS
 from nomoat.stats.intervals import seeds_estimate
 from nomoat.stats.paired import NORMAL_95
 
 # MERGED verdicts:
 # What a claim's verdict is made of: measured values over seeds with their intervals, and on which side of a threshold they lie.
 
+MARGIN = 0.10  # d: a score lower by less than this is as good
+TIER = "phrasing"  # the score that is judged: unseen phrasings, mean over families
+NEW_FAMILIES = ("calendar", "route")  # B, what is learnt later (M9, M11); A is every other family
 SAME_SPEED = 1.25  # machines whose rates differ by more than this factor are not compared by time
 
 Outcome = Literal["held", "failed", "cannot tell", "out of reach"]
+
+
+class Claim(Record):
+    """One claim of the memo: its words, our rule, the thresholds in it, the runs it needs, and what the rule leaves out."""
+
+    id: str
+    quote: str
+    rule: str
+    limits: dict[str, float] = Field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+    """Roles: `default`, the default recipe, and the recipes below recipes/memo/, all of them variants of `lora`."""
+    leaves_out: str = ""
+    out_of_reach: str = ""
+    """The reason, for a claim that no run of ours can decide."""
+    looked_at: dict[str, float] | None = None
+    """The limits in force when the runs were made, where they were changed afterwards."""
+
+
+def load_claims(root: Path) -> tuple[Claim, ...]:
+    """The claims of recipes/memo/claims.yaml, in order."""
+    path = root / CLAIMS
+    return tuple(Claim.model_validate(claim) for claim in parse_yaml(path.read_text(encoding="utf-8"), str(path)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,7 @@ def by_seed(first: Sequence[Report], second: Sequence[Report]) -> list[tuple[Rep
 
 def seed_of(report: Report) -> int:
     """The seed of training."""
-    return int(report.provenance.get("seed") or 0)
+    return report.seed
 
 
 def score_less(
@@ -118,14 +148,9 @@ def score_less(
 
 
 def _less(one: Report, other: Report, families: Callable[[str], bool], other_arm: str, tier: str) -> tuple[float, Interval | None]:
-    theirs = {row[0]: row[4].get(other_arm) for row in other.rows}
-    rows = [
-        (*row[:4], {"adapter": row[4].get("adapter"), "other": theirs.get(row[0])})
-        for row in one.rows
-        if row[1] == tier and families(row[2])
-    ]
-    found = tier_difference(rows, "other")
-    return (math.nan, None) if found is None else (found.difference, found.interval)
+    rows = [row for row in paired_rows(one, other, other_arm) if row.tier == tier and families(row.family)]
+    difference = tier_difference(rows, REFERENCE)
+    return (math.nan, None) if difference is None else (difference.difference, difference.interval)
 
 
 def timed_pairs(pairs: Sequence[tuple[Report, Report]]) -> tuple[list[tuple[Report, Report]], str]:
@@ -145,10 +170,10 @@ def machines_apart(runs: Sequence[Report]) -> str:
     waited = max(run.cost.waited_share or 0.0 for run in runs)
     if waited >= WAITING:
         return f"the threads of one waited for a core for {waited:.0%} of the time they could have run"
-    named = sorted({f"{(run.provenance.get('device') or {}).get('name')} with {run.provenance.get('threads')} threads" for run in runs})
+    named = sorted({f"{run.provenance.device.name} with {run.provenance.threads} threads" for run in runs})
     if len(named) > 1:
         return f"the runs were made on different machines: {', '.join(named)}"
-    rates = [float(run.provenance.get("matrix_gflops") or 0.0) for run in runs]
+    rates = [run.provenance.matrix_gflops or 0.0 for run in runs]
     if not min(rates):
         return "how fast their machines were was not recorded"
     if max(rates) > SAME_SPEED * min(rates):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from nomoat.memo.claims import CLAIMS, NEW_FAMILIES, TIER, Claim
 from nomoat.memo.evidence import (
+    NEW_FAMILIES,
+    TIER,
+    Claim,
     Context,
     Evidence,
     Finding,
@@ -64,7 +66,7 @@ def time_on(named: str) -> Callable[[Claim, Evidence], Finding]:
     """M3, M6: out of reach unless every run was made on a device with `named` in its name."""
 
     def judged(claim: Claim, evidence: Evidence) -> Finding:
-        names = sorted({str((run.provenance.get("device") or {}).get("name")) for run in evidence.of("default")})
+        names = sorted({str(run.provenance.device.name) for run in evidence.of("default")})
         if not all(named in name for name in names):
             return Finding(claim, "out of reach", lacking=f"the runs were made on {', '.join(names)}")
         return time(claim, evidence)
@@ -110,10 +112,13 @@ def distributed(claim: Claim, evidence: Evidence) -> Finding:
     facts = evidence.of("default")[0].adapter
     share = (facts.bytes or math.inf) / (facts.base_bytes_16bit or 1)
     size = ThresholdTest("adapter file over the base in 16 bits", share, None, "", claim.limits["share"], above=False, seeds=1, exact=True)
-    checks = {check.name: check.detail for run in evidence.of("default") for check in (run.adapter.gate.checks if run.adapter.gate else [])}
-    differs = checks.get("changes the logits", "").rpartition("reloading differs by ")[2]
-    equal: Outcome = "cannot tell" if not differs else "held" if float(differs) == 0 else "failed"
-    lacking = "" if equal == "held" else f"read back, its logits differ by {differs or 'what was not recorded'}"
+    gates = [run.adapter.gate for run in evidence.of("default") if run.adapter.gate]
+    errors = [check.reload_error if (check := gate.check("changes the logits")) else None for gate in gates]
+    known = [error for error in errors if error is not None]
+    equal: Outcome = "cannot tell" if len(known) < len(errors) or not known else "held" if max(known) == 0 else "failed"
+    lacking = (
+        "" if equal == "held" else f"read back, its logits differ by {max(known):.3g}" if known else "the reload error was not recorded"
+    )
     return compound(claim, [size], equal, lacking=lacking)
 
 
@@ -121,9 +126,9 @@ RANKS = {"rank1": 1, "rank4": 4, "lora": 16, "rank64": 64}
 BOTH = "a_plus_b"  # the two adapters added, not trained
 
 
-def judge(evidence: Evidence) -> tuple[Finding, ...]:
+def judge(claims: Sequence[Claim], evidence: Evidence) -> tuple[Finding, ...]:
     """All claims, in order."""
-    return tuple(judge_claim(claim, evidence) for claim in CLAIMS)
+    return tuple(judge_claim(claim, evidence) for claim in claims)
 
 
 def judge_claim(claim: Claim, evidence: Evidence) -> Finding:
@@ -168,8 +173,8 @@ def _by_rank(evidence: Evidence) -> tuple[Context, ...]:
 def _family_scores(runs: tuple[Report, ...]) -> dict[str, float]:
     """Mean over rows and runs of the adapter's score by family, of those that it can do at all."""
     scores: dict[str, list[float]] = {}
-    for row in (row for run in runs for row in run.rows if row[1] == TIER):
-        scores.setdefault(row[2], []).append(row[4].get("adapter") or 0.0)
+    for row in (row for run in runs for row in run.rows if row.tier == TIER):
+        scores.setdefault(row.family, []).append(row.values.get("adapter") or 0.0)
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     return {name: mean for name, mean in means.items() if mean > 0}
 
@@ -212,7 +217,7 @@ def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
         return compound(claim, [score], "cannot tell", lacking=left_out)
     money = _ratio(pairs, claim, "rental of training, lora over full", _dollars)
     parts = [score, time] if money is None else [score, time, money]
-    precisions = {role: sorted({str(run.provenance.get("dtype")) for run in evidence.of(role)}) for role in ("lora", "full")}
+    precisions = {role: sorted({str(run.provenance.dtype) for run in evidence.of(role)}) for role in ("lora", "full")}
     note = f"LoRA in {', '.join(precisions['lora'])}, full fine-tuning in {', '.join(precisions['full'])}"
     note += "" if money is not None else "; without a rate, money is in proportion to time on one machine"
     note += f"; {left_out}" if left_out else ""

@@ -20,6 +20,7 @@ from nomoat.memo.rules import BOTH
 from nomoat.memo.verdict import RANKS_FILE, SPENT_FILE
 from nomoat.models.adapter import CONFIG, WEIGHTS
 from nomoat.reports.build import run_cost
+from nomoat.runs.provenance import read_provenance
 
 # MERGED summing:
 # Two LoRA adapters added, exactly: of what rank their sum is (the memo's M10), and the sum as an adapter that peft loads.
@@ -185,7 +186,7 @@ def write_spent(runs_dir: Path, reports: Path) -> None:
     path = reports / SPENT_FILE
     known = {one["run"]: one for one in (read_json(path) if path.is_file() else [])}
     for ledger in sorted(runs_dir.glob("*/*/ledger.jsonl")):
-        cost = run_cost(ledger.parent, read_json(ledger.parent / "environment.json"))
+        cost = run_cost(ledger.parent, read_provenance(ledger.parent))
         name = ledger.parent.name
         known[name] = {"run": name, "seconds": cost.seconds, "usd": rental(cost)}
     reports.mkdir(parents=True, exist_ok=True)

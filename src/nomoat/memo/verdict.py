@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nomoat.errors import NomoatError
 from nomoat.io import read_json, sha256_of
-from nomoat.memo.claims import TIER, claims_sha256
-from nomoat.memo.evidence import Context, Evidence, Finding, Spent, ThresholdTest, rental
+from nomoat.memo.evidence import TIER, Context, Evidence, Finding, Spent, ThresholdTest, load_claims, rental
 from nomoat.memo.rules import judge, judge_claim
 from nomoat.reports.build import read_report
 from nomoat.reports.compare import incomparabilities
 from nomoat.reports.readme_tables import PublishedRuns, published_runs
 from nomoat.reports.schema import Report
+from nomoat.runs.provenance import claims_sha256
 
 DEFAULT, LARGER = "smollm2-135m", "gemma-3-270m"  # recipes whose published runs are the roles `default` and `gemma`
 RANKS_FILE = "ranks.json"  # for M10: ranks of two updates and of their sum, module by module
@@ -34,7 +34,7 @@ def gather(root: Path) -> Evidence:
     for path in sorted(folder.glob("*.seed*.json")):
         role = path.name.partition(".")[0]
         runs[role] = (*runs.get(role, ()), read_report(path))
-    _check(runs)
+    _check(runs, root)
     ranks, spent = folder / RANKS_FILE, folder / SPENT_FILE
     return Evidence(
         runs,
@@ -50,11 +50,12 @@ def _published(found: dict[str, PublishedRuns]) -> dict[str, tuple[Report, ...]]
     return {role: reports for role, reports in runs.items() if reports}
 
 
-def _check(runs: dict[str, tuple[Report, ...]]) -> None:
+def _check(runs: dict[str, tuple[Report, ...]], root: Path) -> None:
+    expected = claims_sha256(root)
     every = [report for reports in runs.values() for report in reports]
     for report in every:
-        stated = report.provenance.get("claims_sha256")
-        if stated != claims_sha256():
+        stated = report.provenance.claims_sha256
+        if stated != expected:
             made = "before there was a table of claims" if stated is None else f"under another table of claims ({stated[:12]})"
             raise NomoatError(f"{report.run} was made {made}: what it is judged by has to be fixed before it runs; run it again")
         obstacles = incomparabilities(every[0], report)
@@ -71,12 +72,12 @@ def _higher_ranks(found: dict[str, Any], runs: dict[str, tuple[Report, ...]]) ->
     return sum(one["sum"] > max(one["a"], one["b"]) for one in found["modules"]), len(found["modules"])
 
 
-def verdict(evidence: Evidence) -> dict[str, Any]:
+def verdict(evidence: Evidence, root: Path) -> dict[str, Any]:
     """memo.json: every claim's words, rule, verdict and numbers, and what they were taken from."""
     return {
-        "claims_sha256": claims_sha256(),
+        "claims_sha256": claims_sha256(root),
         "runs": {role: [_run(report) for report in reports] for role, reports in sorted(evidence.runs.items())},
-        "claims": [_finding(finding, evidence) for finding in judge(evidence)],
+        "claims": [_finding(finding, evidence) for finding in judge(load_claims(root), evidence)],
         "curve": [point for role in ("quarter", "lora", "default") for point in _points(evidence.of(role))],
     }
 
@@ -89,21 +90,20 @@ def _points(runs: tuple[Report, ...]) -> list[dict[str, Any]]:
         if score is not None and report.data.train is not None:
             spent = {"rows": report.data.train.rows, "seconds": report.cost.seconds, "usd": rental(report.cost)}
             points.append(
-                {**spent, "shared": report.shared, "score": score.score, "interval": score.interval, "seed": report.provenance.get("seed")}
+                {**spent, "shared": report.shared, "score": score.score, "interval": score.interval, "seed": report.provenance.seed}
             )
     return points
 
 
 def _run(report: Report) -> dict[str, Any]:
-    device = report.provenance.get("device") or {}
     return {
         "run": report.run,
-        "seed": report.provenance.get("seed"),
-        "base": (report.provenance.get("base") or {}).get("name"),
-        "device": device.get("name"),
-        "threads": report.provenance.get("threads"),
+        "seed": report.provenance.seed,
+        "base": report.base_name,
+        "device": report.provenance.device.name,
+        "threads": report.provenance.threads,
         "shared": report.shared,
-        "dtype": report.provenance.get("dtype"),
+        "dtype": report.provenance.dtype,
         "seconds": report.cost.seconds,
         "train_seconds": report.cost.seconds_by_phase.get("train"),
         "report_sha256": sha256_of(report.model_dump(mode="json")),
@@ -118,7 +118,7 @@ def _plain(one: ThresholdTest | Context) -> dict[str, Any]:
 def _finding(finding: Finding, evidence: Evidence) -> dict[str, Any]:
     claim = finding.claim
     before = claim.looked_at
-    as_it_stood = None if before is None else judge_claim(replace(claim, limits=before, looked_at=None), evidence).word
+    as_it_stood = None if before is None else judge_claim(claim.model_copy(update={"limits": before, "looked_at": None}), evidence).word
     seeds = [len(evidence.of(role)) for role in claim.runs]
     return {
         "id": claim.id,

@@ -140,7 +140,7 @@ def _role(role: str, runs: list[dict[str, Any]]) -> dict[str, str]:
     return {
         "name": role,
         "words": ROLE_WORDS.get(role, ""),
-        "base": ", ".join(sorted({str(run["base"]).partition(":")[0] for run in runs})),
+        "base": ", ".join(sorted({str(run["base"]) for run in runs})),
         "where": "; ".join(sorted(where)),
         "runs": ", ".join(f"{run['run']} (seed {run['seed']})" for run in runs),
     }
@@ -250,7 +250,7 @@ def _range(runs: list[dict[str, Any]], key: str) -> str:
 def quotable(found: dict[str, Any]) -> str:
     """A paragraph that says no more than the numbers do: what was run, what held, what failed, and what stays open."""
     runs = [run for runs in found["runs"].values() for run in runs]
-    bases, devices = (sorted({str(run[key]).partition(":")[0] for run in runs}) for key in ("base", "device"))
+    bases, devices = (sorted({str(run[key]) for run in runs}) for key in ("base", "device"))
     judged = [claim for claim in found["claims"] if claim["verdict"] != "out of reach"]
     scope = f"{len(runs)} runs of {' and '.join(bases)} on {' and '.join(devices)}"
     parts = [f"Of the memo's {len(found['claims'])} claims {counts_words(found)}, by {scope}."]

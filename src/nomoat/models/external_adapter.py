@@ -18,6 +18,7 @@ from nomoat.errors import NomoatError
 from nomoat.io import fetch_from_hub, read_json, write_json
 from nomoat.models.adapter import CONFIG, WEIGHTS, AdapterSize, adapter_facts
 from nomoat.models.base import BaseFiles
+from nomoat.reports.schema import AdapterFacts
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 KEPT = (CONFIG, WEIGHTS)
@@ -92,7 +93,7 @@ def copy_adapter(source: Path, target: Path, files: BaseFiles) -> None:
     write_json(target / CONFIG, config)
 
 
-def external_adapter_facts(folder: Path, adapted: Any, lora: Lora, files: BaseFiles) -> dict[str, Any]:
+def external_adapter_facts(folder: Path, adapted: Any, lora: Lora, files: BaseFiles) -> AdapterFacts:
     """The adapter block of a report."""
     trainable = sum(tensor.numel() for name, tensor in adapted.named_parameters() if ".lora_" in name)
     base = sum(tensor.numel() for name, tensor in adapted.named_parameters() if ".lora_" not in name)

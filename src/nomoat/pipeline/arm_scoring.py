@@ -1,8 +1,10 @@
-"""The arms of one run: loaded once, answered or taken from the cache, counted in the ledger, written to eval/."""
+"""Score the arms of a run: each is answered or taken from the cache, counted in the ledger and written to eval/."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,108 +12,107 @@ from rich.console import Console
 from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.prepare import TokenizedData
-from nomoat.evaluation.arms import Arm, arm_key, enable_packed_prefill, load_cached_arm, make_arms, score_arm, store_cached_arm
+from nomoat.evaluation.arms import Arm, arm_key, decoding_settings, load_cached_arm, make_arms, make_request, score_arm, store_cached_arm
 from nomoat.evaluation.generate import bits_per_byte
 from nomoat.evaluation.lm_eval import describe_tasks, paired_lines, run_tasks
+from nomoat.evaluation.models import LoadedModels, load_merged_model, load_models
 from nomoat.io import write_json, write_jsonl
-from nomoat.kernels.linear import prepack_linears
-from nomoat.models.adapter import has_adapter, load_adapter
-from nomoat.models.base import load_model
 from nomoat.pipeline.run_spec import RunSpec
 from nomoat.runs.directory import RunDirectory
 from nomoat.runs.ledger import Ledger
-from nomoat.training.adapter_checks import probe_logits
 
-NEUTRAL_TEXT = "data/desk/neutral.txt"  # the same for every set: what it measures is plain English
+NEUTRAL_TEXT = "data/desk/neutral.txt"  # the same for every data set: it measures plain English
 
 
+@dataclass(frozen=True, kw_only=True)
 class ArmScorer:
-    """Base, few_shot and adapter of a run whose adapter is on disk."""
+    """Scores a run whose adapter is on disk."""
 
-    def __init__(
-        self, job: RunSpec, run: RunDirectory, ledger: Ledger, conversation: ChatTemplate, prepared: TokenizedData, console: Console
-    ) -> None:
-        self.job, self.run, self.ledger, self.conversation, self.console = job, run, ledger, conversation, console
-        self.probe = prepared.train
-        self.list = make_arms(job.recipe.eval.arms, prepared.heldout, prepared.examples)
-        self.decoding = job.environment()["decoding"]
+    spec: RunSpec
+    run: RunDirectory
+    ledger: Ledger
+    console: Console
+    arms: list[Arm]
+    models: LoadedModels
 
-    def load(self) -> None:
-        """Base and adapter in the precision of scoring; the base apart if switching the adapter off leaves a trace."""
-        import torch
-
-        with self.ledger.segment("load"):
-            base = self._load_base()
-            before = probe_logits(base, self.probe)
-            self.adapted = load_adapter(base, self.run.path / "adapter")
-            same = False
-            if has_adapter(self.adapted):
-                with self.adapted.disable_adapter():
-                    same = torch.equal(before, probe_logits(self.adapted, self.probe))
-            prepack_linears(self.adapted)
-            self.base = self.adapted if same else prepack_linears(self._load_base())
-        self.run.record(arms_from_one_load=same)
-
-    def _load_base(self) -> Any:
-        model = load_model(self.job.files, precision=self.job.scoring_precision, device=self.job.device.kind)
-        enable_packed_prefill(model, self.list[0], self.conversation)
-        return model
+    @classmethod
+    def load(
+        cls, spec: RunSpec, run: RunDirectory, *, ledger: Ledger, console: Console, template: ChatTemplate, prepared: TokenizedData
+    ) -> ArmScorer:
+        """Load base and adapter in the precision of scoring and prepare the recipe's arms."""
+        arms = make_arms(spec.recipe.eval.arms, prepared.heldout, prepared.examples)
+        with ledger.segment("load"):
+            models = load_models(
+                spec.base.files,
+                run.path / "adapter",
+                precision=spec.base.scoring_precision,
+                device=spec.base.device.kind,
+                template=template,
+                probe=[make_request(row, arms[0], template) for row in arms[0].rows[:2]],
+                kernels=spec.recipe.hardware.kernels,
+            )
+        run.record(arms_from_one_load=models.shared)
+        return cls(spec=spec, run=run, ledger=ledger, console=console, arms=arms, models=models)
 
     def score(self, arm: Arm) -> list[dict[str, Any]]:
-        """The arm's records; those of an untouched base are taken over where this machine has made them before."""
+        """The arm's records; those of an untouched base are reused where this machine has made them before."""
         phase = f"score_{arm.name}"
-        device = self.job.device
-        key = arm_key(arm, self.job.files, self.conversation, self.decoding, device.threads, device.name)
-        kept = None if arm.adapter else load_cached_arm(key)
-        if kept is None:
+        spec, template = self.spec, self.models.template
+        decoding = decoding_settings(spec.recipe.eval, spec.base.scoring_precision, spec.base.device.kind, spec.recipe.hardware.kernels)
+        key = arm_key(arm, spec.base.files, template, decoding, spec.base.device.threads, spec.base.device.name)
+        cached = None if arm.adapter else load_cached_arm(key)
+        if cached is None:
             records = self._answer(arm, phase)
             if not arm.adapter:
                 store_cached_arm(key, records, self.ledger.cost_of(phase))
         else:
-            records, made = kept
-            self.ledger.reuse(phase, made)
-            self.console.print(f"scoring {arm.name}: reused from {made['made']}, {made['seconds']:.0f} s when it was made", highlight=False)
+            records, cost = cached
+            self.ledger.reuse(phase, cost)
+            self.console.print(f"scoring {arm.name}: reused from {cost['made']}, {cost['seconds']:.0f} s when it was made", highlight=False)
         write_jsonl(self.run.path / "eval" / f"{arm.name}.jsonl", records)
         return records
 
     def _answer(self, arm: Arm, phase: str) -> list[dict[str, Any]]:
+        settings, draft = self.spec.recipe.eval, self.models.kernels != "plain"
         with (
             self.ledger.segment(phase) as segment,
             ProgressBar(f"scoring {arm.name}", len(arm.rows), self.console) as bar,
             segment.computing(),
+            self._model_of(arm) as model,
         ):
-            model = self._merged() if arm.name == "merged" else self.adapted if arm.adapter else self.base
-            return score_arm(arm, model, self.conversation, self.job.recipe.eval, on_rows=bar.advance)
+            return score_arm(arm, model, self.models.template, settings, draft=draft, on_rows=bar.advance)
 
-    def _merged(self) -> Any:
-        """The adapter merged into the base in 16 bits, as it would be shipped; a CPU computes with its rounded weights in float32."""
-        sixteen = self.job.precision if self.job.precision == "float16" else "bfloat16"
-        base = load_model(self.job.files, precision=sixteen, device=self.job.device.kind)
-        merged = load_adapter(base, self.run.path / "adapter")
-        if has_adapter(merged):
-            merged = merged.merge_and_unload(safe_merge=True)
-        return prepack_linears(merged.float() if self.job.device.kind == "cpu" else merged)
+    @contextmanager
+    def _model_of(self, arm: Arm) -> Iterator[Any]:
+        if arm.name == "merged":
+            precision = "float16" if self.spec.base.precision == "float16" else "bfloat16"
+            folder, device, kernels = self.run.path / "adapter", self.spec.base.device.kind, self.models.kernels
+            yield load_merged_model(self.spec.base.files, folder, precision=precision, device=device, kernels=kernels)
+        else:
+            with self.models.using("adapter" if arm.adapter else "base") as model:
+                yield model
 
-    def run_harness(self) -> None:
+    def run_benchmarks(self) -> None:
         """Standard benchmarks on base and adapter, where the recipe names some."""
-        tasks = self.job.benchmarks
+        tasks, settings, tokenizer = self.spec.benchmarks, self.spec.recipe.eval, self.models.template.tokenizer
         if tasks is None:
             return
-        settings, tokenizer = self.job.recipe.eval, self.conversation.tokenizer
+        results = {}
         with self.ledger.segment("harness") as segment, segment.computing():
-            base = run_tasks(tasks, self.base, tokenizer, settings, adapter=False)
-            adapter = run_tasks(tasks, self.adapted, tokenizer, settings, adapter=True)
-        write_jsonl(self.run.path / "eval" / "harness.jsonl", list(paired_lines(base, adapter)))
-        write_json(
-            self.run.path / "eval" / "harness.json", describe_tasks(base, settings, chat_template=tokenizer.chat_template is not None)
-        )
+            for name in ("base", "adapter"):
+                with self.models.using(name) as model:
+                    results[name] = run_tasks(tasks, model, tokenizer, settings)
+        folder = self.run.path / "eval"
+        write_jsonl(folder / "harness.jsonl", list(paired_lines(results["base"], results["adapter"])))
+        write_json(folder / "harness.json", describe_tasks(results["base"], settings, chat_template=tokenizer.chat_template is not None))
 
-    def read_neutral_text(self) -> None:
-        """Bits per byte on a fixed text that has nothing to do with the task, for what was forgotten."""
-        text = (self.job.root / NEUTRAL_TEXT).read_text(encoding="utf-8")
-        ids, size = self.conversation.completion_ids(text), len(text.encode())
+    def score_neutral_text(self) -> None:
+        """Bits per byte of a fixed text unrelated to the task: a measure of forgetting."""
+        text = (self.spec.root / NEUTRAL_TEXT).read_text(encoding="utf-8")
+        ids, size = self.models.template.completion_ids(text), len(text.encode())
+        bits = {}
         with self.ledger.segment("score_adapter") as segment, segment.computing():
-            adapter = bits_per_byte(self.adapted, ids, size)
-            with self.adapted.disable_adapter() if self.base is self.adapted else nullcontext():
-                base = bits_per_byte(self.base, ids, size)
-        write_json(self.run.path / "eval" / "neutral.json", {"bytes": size, "bits_per_byte": {"base": base, "adapter": adapter}})
+            for name in ("base", "adapter"):
+                with self.models.using(name) as model:
+                    bits[name] = bits_per_byte(model, ids, size)
+        write_json(self.run.path / "eval" / "neutral.json", {"bytes": size, "bits_per_byte": bits})

@@ -1,10 +1,14 @@
-"""One `make train`, verb by verb: each method does one phase, counts it in the ledger and leaves its files in the run directory."""
+"""One `make train`: each method of FineTuneRun is one phase, counted in the ledger, with its files in the run directory.
+
+train/sft.py calls them in order. What a phase makes for a later one is returned and passed on, never kept in the object.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from nomoat.evaluation.baselines import baselines
 from nomoat.io import write_atomically, write_json, write_jsonl
 from nomoat.kernels.varlen_attention import enable_varlen_attention, uses_varlen_attention
 from nomoat.models.adapter import (
-    FULL,
+    AdapterSize,
     adapter_facts,
     adapter_size,
     adapter_tensors,
@@ -35,34 +39,39 @@ from nomoat.models.base import load_model, load_tokenizer
 from nomoat.models.device import machine_gflops, release_memory
 from nomoat.pipeline.arm_scoring import ArmScorer
 from nomoat.pipeline.run_spec import RunSpec
-from nomoat.reports.build import build_report, write_report
+from nomoat.reports.build import build_report, run_cost, write_report
 from nomoat.reports.compare import agreement_with_published
 from nomoat.reports.html import render_html
-from nomoat.reports.terminal import print_summary
+from nomoat.reports.schema import Gate, Packing, Report
+from nomoat.reports.summary import print_summary
 from nomoat.runs import costs, meters
 from nomoat.runs.directory import RunDirectory, open_run
 from nomoat.runs.ledger import Ledger
-from nomoat.scorers import score
-from nomoat.training.adapter_checks import Gate, check_effect, check_outputs, check_tensors, probe, probe_logits
+from nomoat.training.adapter_checks import check_effect, check_outputs, check_tensors, probe, probe_logits
 from nomoat.training.collate import Collator, choose_packing
 from nomoat.training.loop import TrainSpec, run_training
 
 
 @contextmanager
-def open_finetune(job: RunSpec, runs_dir: Path, console: Console) -> Iterator[FineTuneRun]:
-    """The run directory and its ledger, ours alone until the block ends."""
-    with open_run(runs_dir, job.recipe.name, identity=job.identity(), environment=job.environment()) as run:
-        if run.note:
-            console.print(run.note, highlight=False)
-        write_atomically(run.path / "recipe.yaml", yaml.safe_dump(job.recipe.as_dict(), sort_keys=False, allow_unicode=True))
-        write_jsonl(run.path / "heldout.jsonl", [row.record() for row in job.rows.heldout])
-        hardware = meters.hardware(job.environment()["device"])
-        ledger = Ledger(run.path / "ledger.jsonl", hardware=hardware, run_id=run.run_id)
-        ledger.backdate("fetch", job.fetch_seconds)
-        ledger.backdate("start", _process_seconds() - job.fetch_seconds)
-        if not run.resumed:
-            run.record(matrix_gflops=machine_gflops(job.device.kind))
-        yield FineTuneRun(job, run, ledger, console)
+def open_finetune(spec: RunSpec, runs_dir: Path, console: Console) -> Iterator[FineTuneRun]:
+    """The run directory and its ledger, held by this process alone until the block ends."""
+    with open_run(runs_dir, spec.recipe.name, identity=spec.identity(), environment=spec.provenance.record()) as directory:
+        if directory.note:
+            console.print(directory.note, highlight=False, soft_wrap=True)
+        ledger = begin_files(spec, directory)
+        ledger.backdate("fetch", spec.base.fetch_seconds)
+        ledger.backdate("start", _process_seconds() - spec.base.fetch_seconds)
+        if not directory.resumed:
+            directory.record(matrix_gflops=machine_gflops(spec.base.device.kind))
+        yield FineTuneRun(spec, directory, ledger, console, ChatTemplate(load_tokenizer(spec.base.files)))
+
+
+def begin_files(spec: RunSpec, directory: RunDirectory) -> Ledger:
+    """recipe.yaml, heldout.jsonl and the ledger of a run directory."""
+    write_atomically(directory.path / "recipe.yaml", yaml.safe_dump(spec.recipe.as_dict(), sort_keys=False, allow_unicode=True))
+    write_jsonl(directory.path / "heldout.jsonl", [row.record() for row in spec.rows.heldout])
+    hardware = meters.hardware(spec.provenance.device.model_dump())
+    return Ledger(directory.path / "ledger.jsonl", hardware=hardware, run_id=directory.run_id)
 
 
 def _process_seconds() -> float:
@@ -72,130 +81,172 @@ def _process_seconds() -> float:
     return time.time() - psutil.Process().create_time()
 
 
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run as tokens, and the collator that puts them into batches on this base."""
+
+    tokenized: TokenizedData
+    collator: Collator
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that is ready to be trained, and what was true of it before the first step."""
+
+    model: Any
+    initial: dict[str, Any]  # the adapter's tensors by name; empty for full fine-tuning, whose start is the base itself
+    size: AdapterSize
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class FineTuneRun:
     """The phases of a run, in order."""
 
-    def __init__(self, job: RunSpec, run: RunDirectory, ledger: Ledger, console: Console) -> None:
-        self.job, self.run, self.ledger, self.console = job, run, ledger, console
-        self.recipe, self.folder = job.recipe, run.path
+    spec: RunSpec
+    directory: RunDirectory
+    ledger: Ledger
+    console: Console
+    template: ChatTemplate
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.directory.path
 
     def load_base(self) -> Any:
-        """The base in the precision of training, and its tokenizer."""
+        """The base in the precision of training."""
         with self.ledger.segment("load"):
-            self.conversation = ChatTemplate(load_tokenizer(self.job.files))
-            return self._load(self.job.precision)
+            return self._load_base()
 
-    def _load(self, precision: str) -> Any:
-        kept = "float32" if self._in_full else precision  # trained weights: whole_model.py says why
-        return load_model(self.job.files, precision=kept, device=self.job.device.kind)
+    def _load_base(self) -> Any:
+        """Weights that are trained stay in float32 (models/adapter.py says why)."""
+        kept = "float32" if self.spec.in_full else self.spec.base.precision
+        return load_model(self.spec.base.files, precision=kept, device=self.spec.base.device.kind)
 
-    def prepare_rows(self, model: Any) -> Collator:
-        """Rows rendered and counted; packed if this architecture is shown to keep packed rows apart."""
+    def prepare_data(self, base: Any) -> RunData:
+        """Rows tokenised and counted; packed if this architecture is shown to keep packed rows apart."""
+        spec = self.spec
         with self.ledger.segment("prepare"):
-            self.prepared: TokenizedData = tokenize_data(self.recipe, self.job.loaded, self.conversation)
-            packed, reason = choose_packing(model, self.prepared.train, self.job.device.kind)
-            write_json(self.folder / "rows.json", {**self.prepared.record, "packing": {"packed": packed, "reason": reason}})
-            self.run.record(rendering_sha256=self.conversation.fingerprint)
+            tokenized = tokenize_data(spec.recipe, spec.data, self.template)
+            packed, reason = choose_packing(base, tokenized.train, spec.base.device.kind, kernels=spec.kernels)
+            self.write_rows_file(tokenized, Packing(packed=packed, reason=reason))
         if not packed:
-            self.console.print(f"packing  off: {reason}", highlight=False)
-        pads = self.conversation.pad_id
-        shared = packed and uses_varlen_attention(model)
-        return Collator(self.prepared.train, self.prepared.validation, packed, pads, self.recipe.train.pack_tokens, shared)
-
-    def attach_adapter(self, model: Any) -> Any:
-        """The base with a fresh, seeded adapter; its initial weights are what the gate compares with."""
-        adapted = attach_adapter(model, self.recipe.lora, seed=self.recipe.train.seed, files=self.job.files)
-        if self.job.start is not None:
-            init_from_adapter(adapted, self.job.start)
-        initial = adapter_tensors(adapted)
-        self.initial = {} if self._in_full else initial  # as large as the base, which is there to be read again
-        self.size = adapter_size(adapted)
-        self.learning_rate = learning_rate_for(self.recipe, self.size.base_parameters)
-        self.run.record(adapter_initial_sha256=fingerprint(initial), learning_rate=self.learning_rate)
-        warning = learning_rate_warning(self.recipe, self.size.base_parameters)
-        chosen = "auto" if self.recipe.train.learning_rate == "auto" else "stated"
-        self.console.print(
-            ("all of" if self._in_full else "adapter")
-            + f"  {self.size.parameters:,} parameters in {self.size.modules} modules, the base has {self.size.base_parameters:,}; "
-            f"learning rate {self.learning_rate:g} ({chosen})" + (f"\nwarning: {warning}" if warning else ""),
-            highlight=False,
+            self.console.print(f"packing  off: {reason}", highlight=False, soft_wrap=True)
+        collator = Collator(
+            train=tokenized.train,
+            validation=tokenized.validation,
+            packed=packed,
+            pad_id=self.template.pad_id,
+            pack_tokens=spec.recipe.train.pack_tokens,
+            shared=packed and uses_varlen_attention(base),
+            kernels=spec.kernels,
         )
-        return adapted
+        return RunData(tokenized, collator)
+
+    def write_rows_file(self, tokenized: TokenizedData, packing: Packing | None) -> None:
+        """rows.json, and the rendering's hash in environment.json."""
+        write_json(self.folder / "rows.json", {**tokenized.record, "packing": packing and packing.model_dump()})
+        self.directory.record(rendering_sha256=self.template.fingerprint)
+
+    def attach_adapter(self, base: Any) -> Trainee:
+        """The base with a fresh, seeded adapter; its initial tensors are what the checks compare with."""
+        spec = self.spec
+        model = attach_adapter(base, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.base.files, kernels=spec.kernels)
+        if spec.start is not None:
+            init_from_adapter(model, spec.start)
+        initial = adapter_tensors(model)
+        size = adapter_size(model)
+        rate = learning_rate_for(spec.recipe, size.base_parameters)
+        self.directory.record(adapter_initial_sha256=fingerprint(initial), learning_rate=rate)
+        chosen = "auto" if spec.recipe.train.learning_rate == "auto" else "stated"
+        what = f"trained  all {size.parameters:,} parameters" if spec.in_full else f"adapter  {size.parameters:,} parameters"
+        base_size = "" if spec.in_full else f"; the base has {size.base_parameters:,}"
+        line = f"{what} in {size.modules} modules{base_size}; learning rate {rate:g} ({chosen})"
+        warning = learning_rate_warning(spec.recipe, size.base_parameters)
+        self.console.print(line + (f"\nwarning: {warning}" if warning else ""), highlight=False, soft_wrap=True)
+        return Trainee(model, {} if spec.in_full else initial, size, rate)
+
+    def train(self, trainee: Trainee, data: RunData) -> None:
+        """All steps, or those left; then the adapter on disk."""
+        spec = self.spec
+        rate = spec.provenance.rate
+        job = TrainSpec(
+            recipe=spec.recipe,
+            collator=data.collator,
+            files=spec.base.files,
+            folder=self.folder,
+            device=spec.base.device.kind,
+            learning_rate=trainee.learning_rate,
+            validation_bytes=data.tokenized.validation_bytes,
+            usd_per_second=None if rate is None else costs.usd_per_second(rate),
+            mixed=spec.in_full and spec.base.precision == "bfloat16",
+        )
+        adapter = self.folder / "adapter"
+        with self.ledger.segment("train") as segment:
+            run_training(trainee.model, job, count=segment.count, console=self.console)
+            save_adapter(trainee.model, adapter, spec.base.files, start=trainee.initial if self._edits_the_base else None)
+            add_tokenizer_and_card(adapter, self.template.tokenizer, spec.base.files)
+        facts = adapter_facts(trainee.size, spec.recipe.lora, adapter, spec.base.files)
+        write_json(self.folder / "adapter.json", facts.model_dump(mode="json", exclude={"gate"}))
 
     @property
     def _edits_the_base(self) -> bool:
-        return self.recipe.lora.method == "pissa"
+        return self.spec.recipe.lora.method == "pissa"
 
-    @property
-    def _in_full(self) -> bool:
-        return self.recipe.lora.method == FULL
-
-    def train(self, model: Any, rows: Collator) -> None:
-        """All steps, or those left; then the adapter on disk."""
-        rate = costs.read_rate(self.job.environment()["rate"])
-        job = TrainSpec(
-            recipe=self.recipe,
-            collator=rows,
-            files=self.job.files,
-            folder=self.folder,
-            device=self.job.device.kind,
-            learning_rate=self.learning_rate,
-            validation_bytes=self.prepared.validation_bytes,
-            usd_per_second=None if rate is None else costs.usd_per_second(rate),
-            mixed=self._in_full and self.job.precision == "bfloat16",
-        )
-        with self.ledger.segment("train") as segment:
-            run_training(model, job, count=segment.count, console=self.console)
-            save_adapter(model, self.folder / "adapter", self.job.files, start=self.initial if self._edits_the_base else None)
-            add_tokenizer_and_card(self.folder / "adapter", self.conversation.tokenizer, self.job.files)
-        facts = adapter_facts(self.size, self.recipe.lora, self.folder / "adapter", self.job.files)
-        write_json(self.folder / "adapter.json", facts)
-
-    def prove_adapter(self, model: Any, rows: Collator) -> Gate:
-        """The saved adapter in a fresh base, against what training left in memory."""
+    def check_adapter(self, trainee: Trainee, data: RunData) -> Gate:
+        """The saved adapter in a fresh base, compared with what training left in memory."""
+        adapter = self.folder / "adapter"
         with self.ledger.segment("gate"):
             release_memory()
-            base = self._load(self.job.precision)
-            checks = check_tensors(self.folder / "adapter", self._start(base))
+            base = self._load_base()
+            checks = check_tensors(adapter, self._initial_tensors(trainee, base))
             if all(check.passed for check in checks):
-                if rows.shared:
+                if data.collator.shared:
                     enable_varlen_attention(base)
-                trained, untouched = probe_logits(model.eval(), rows.train), probe(base, rows)
-                reloaded = probe(load_adapter(base, self.folder / "adapter"), rows)
-                checks += check_effect(untouched, reloaded, trained, expect_no_gain=self.recipe.eval.expect_no_gain)
-            found = Gate(tuple(checks))
-            found.write(self.folder / "gate.json")
-        return found
+                trained, untouched = probe_logits(trainee.model.eval(), data.collator.train), probe(base, data.collator)
+                reloaded = probe(load_adapter(base, adapter, kernels=self.spec.kernels), data.collator)
+                checks += check_effect(untouched, reloaded, trained, expect_no_gain=self.spec.recipe.eval.expect_no_gain)
+            gate = Gate.of(checks)
+            self._write_gate(gate)
+        return gate
 
-    def _start(self, base: Any) -> dict[str, Any]:
-        """The tensors that the saved ones began as."""
-        if self._in_full:
+    def _initial_tensors(self, trainee: Trainee, base: Any) -> dict[str, Any]:
+        """The initial values of the saved tensors."""
+        if self.spec.in_full:
             return model_tensors(base)
-        return as_plain_lora(self.initial, self.initial) if self._edits_the_base else self.initial
+        return as_plain_lora(trainee.initial, trainee.initial) if self._edits_the_base else trainee.initial
 
-    def score_arms(self, found: Gate) -> Gate:
+    def _write_gate(self, gate: Gate) -> None:
+        write_json(self.folder / "gate.json", gate.model_dump(mode="json"))
+
+    def score(self, gate: Gate, tokenized: TokenizedData) -> Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
         release_memory()
-        arms = ArmScorer(self.job, self.run, self.ledger, self.conversation, self.prepared, self.console)
-        arms.load()
-        records = {arm.name: arms.score(arm) for arm in arms.list}
-        arms.run_harness()
-        arms.read_neutral_text()
-        write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.job.rows.train, self.prepared.heldout, score))
-        check = check_outputs(records["base"], records["adapter"], expect_no_gain=self.recipe.eval.expect_no_gain)
-        complete = Gate((*found.checks, check))
-        complete.write(self.folder / "gate.json")
+        scorer = ArmScorer.load(
+            self.spec, self.directory, ledger=self.ledger, console=self.console, template=self.template, prepared=tokenized
+        )
+        records = {arm.name: scorer.score(arm) for arm in scorer.arms}
+        scorer.run_benchmarks()
+        scorer.score_neutral_text()
+        write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.spec.rows.train, tokenized.heldout))
+        check = check_outputs(records["base"], records["adapter"], expect_no_gain=self.spec.recipe.eval.expect_no_gain)
+        complete = Gate.of([*gate.checks, check])
+        self._write_gate(complete)
         return complete
 
-    def write_report(self) -> Path:
-        """report.html and, last, report.json: with it the run is finished."""
+    def write_report(self) -> Report:
+        """report.html and, last, report.json: with it the run is finished. The ledger does not count drawing the page."""
         with self.ledger.segment("report"):
-            render_html(build_report(self.folder), self.folder)
-        report = build_report(self.folder)  # again, so that the report's own seconds are in the ledger it sums
-        write_atomically(self.folder / "report.html", render_html(report, self.folder))
+            draft = build_report(self.folder)
+        report = draft.model_copy(update={"cost": run_cost(self.folder, draft.provenance)})
+        page = self.folder / "report.html"
+        write_atomically(page, render_html(report, self.folder))
         write_report(report, self.folder / "report.json")
-        print_summary(report, self.console, where=str(self.folder / "report.html"))
-        published = agreement_with_published(report, self.job.root / "recipes" / "reference")
-        if published:
-            self.console.print(f"published: this run {published}", highlight=False, soft_wrap=True)
-        return self.folder / "report.html"
+        print_summary(report, self.console, where=str(page))
+        agreement = agreement_with_published(report, self.spec.root / "recipes" / "reference")
+        if agreement:
+            self.console.print(f"published: {agreement}", highlight=False, soft_wrap=True)
+        if report.status == "finished":
+            self.console.print(f"\nnext: make try RUN={self.folder}\n      make compare", highlight=False, soft_wrap=True)
+        return report

@@ -1,9 +1,9 @@
-"""What a run is asked to do and where: everything that is known, and can be refused, before a run directory exists."""
+"""The specification of a run: everything that is known, and can be refused, before a run directory exists."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,106 +13,110 @@ from nomoat.data.prepare import RawData, load_raw_data
 from nomoat.evaluation.arms import decoding_settings
 from nomoat.evaluation.lm_eval import BenchmarkTasks, load_tasks
 from nomoat.io import sha256_file
-from nomoat.memo.claims import claims_sha256
 from nomoat.models.adapter import FULL, warm_start_folder, weights_of
-from nomoat.models.base import BaseFiles, fetch_base
-from nomoat.models.device import Device, choose_device, scoring_precision, training_precision
-from nomoat.runs import costs, meters, provenance
+from nomoat.models.base import OpenBase, open_base
+from nomoat.runs import costs, meters
+from nomoat.runs.provenance import BaseFacts, DataOrigin, Decoding, DeviceFacts, Provenance, claims_sha256, code_state, machine, versions
 from nomoat.scorers import SCORER_VERSION
 
+# Keys that do not change what is trained.
+NOT_IDENTIFYING = {"base": ("display_name",), "train": ("report_to",)}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What is known before a run directory exists."""
+    """What a run is asked to do, and where."""
 
     recipe: Recipe
     root: Path
-    device: Device
-    loaded: RawData
-    files: BaseFiles
-    precision: str
-    fetch_seconds: float
-    start: Path | None = None  # the adapter to begin with
+    data: RawData
+    base: OpenBase
+    start: Path | None = None  # the adapter to continue from
     benchmarks: BenchmarkTasks | None = None  # loaded before anything else, since their data may be out of reach
 
     @property
-    def scoring_precision(self) -> str:
-        """Precision of the scored arms."""
-        return scoring_precision(self.precision, self.device)
+    def kernels(self) -> str:
+        """`auto` or `plain`."""
+        return self.recipe.hardware.kernels
 
     @property
     def rows(self) -> Splits:
         """Training (the recipe's fraction), validation and held-out rows."""
-        return self.loaded.rows
+        return self.data.rows
+
+    @property
+    def in_full(self) -> bool:
+        """Whether every parameter of the base is trained."""
+        return self.recipe.lora.method == FULL
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: the recipe without what an hour costs, the rows and the base."""
+        """What makes two runs the same run: the recipe without its hardware, the rows and the base."""
         recipe = self.recipe.as_dict()
-        recipe["hardware"] = {"device": self.device.kind}
+        recipe["hardware"] = {"device": self.base.device.kind}
+        for section, keys in NOT_IDENTIFYING.items():
+            recipe[section] = {key: value for key, value in recipe[section].items() if key not in keys}
+        identity = {key: value for key, value in self.base.files.identity.items() if key != "display_name"}
         return {
             "recipe": recipe,
             "train": self.rows.train_sha256,
             "heldout": self.rows.heldout_sha256,
-            "base": self.files.name,
-            **self.files.identity,
-            **self._begun_with(),
+            "base": self.base.files.name,
+            **identity,
+            **({} if self.start is None else {"start_sha256": sha256_file(weights_of(self.start))}),
         }
 
-    def _begun_with(self) -> dict[str, str]:
-        return {} if self.start is None else {"start_sha256": sha256_file(weights_of(self.start))}
-
-    def environment(self) -> dict[str, Any]:
+    @cached_property
+    def provenance(self) -> Provenance:
         """environment.json, as far as it is known before the model is loaded."""
         hardware = self.recipe.hardware
-        listed = costs.rate_for(self.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
-        rate = listed if isinstance(hardware.rate, str) else hardware.rate
-        return {
-            **provenance.code_state(self.root),
-            "packages": provenance.versions(),
-            **provenance.machine(),
-            "claims_sha256": claims_sha256(),
-            "device": {"kind": self.device.kind, "name": self.device.name, "memory_bytes": self.device.memory_bytes},
-            "dtype": self.precision,
-            "scoring_dtype": self.scoring_precision,
-            "threads": self.device.threads,
-            "seed": self.recipe.train.seed,
-            "base": {"name": self.files.name, **self.files.identity},
-            **self._begun_with(),
-            "data": {
-                "name": self.rows.name,
-                **self.rows.origin,
-                "train_sha256": self.rows.train_sha256,
-                "heldout_sha256": self.rows.heldout_sha256,
-            },
-            "decoding": decoding_settings(self.recipe.eval, self.scoring_precision, self.device.kind),
-            "scorer_version": SCORER_VERSION,
-            "rate": None if rate is None else rate.model_dump(mode="json"),
-            "as_if_rented": None if hardware.as_if_rented is None else hardware.as_if_rented.model_dump(mode="json"),
-        }
+        listed = costs.rate_for(self.base.device.name, vcpu=meters.usable_cpus()) if hardware.rate == "auto" else None
+        rows = self.rows
+        return Provenance(
+            **code_state(self.root),
+            packages=versions(),
+            **machine(),
+            claims_sha256=claims_sha256(self.root),
+            device=DeviceFacts(kind=self.base.device.kind, name=self.base.device.name, memory_bytes=self.base.device.memory_bytes),
+            dtype=self.base.precision,
+            scoring_dtype=self.base.scoring_precision,
+            threads=self.base.device.threads,
+            kernels=hardware.kernels,
+            seed=self.recipe.train.seed,
+            base=BaseFacts.model_validate({"name": self.base.files.name, **self.base.files.identity}),
+            start_sha256=None if self.start is None else sha256_file(weights_of(self.start)),
+            data=DataOrigin(name=rows.name, **rows.origin, train_sha256=rows.train_sha256, heldout_sha256=rows.heldout_sha256),
+            decoding=Decoding(**decoding_settings(self.recipe.eval, self.base.scoring_precision, self.base.device.kind, self.kernels)),
+            scorer_version=SCORER_VERSION,
+            rate=listed if isinstance(hardware.rate, str) else hardware.rate,
+            as_if_rented=hardware.as_if_rented,
+        )
 
     def introduction(self) -> str:
-        """What is about to happen, in three lines."""
+        """The plan of the run in three lines."""
         chosen = "stated" if self.recipe.hardware.device != "auto" else "auto: cuda, then mps, then cpu"
         lora = self.recipe.lora
-        method = "full fine-tuning" if lora.method == FULL else f"{lora.method} rank {lora.rank}"
-        unmeasured = "; not measured by us" if self.device.kind == "mps" else ""
+        method = "full fine-tuning" if self.in_full else f"{lora.method} rank {lora.rank}"
+        unmeasured = "; not measured" if self.base.device.kind == "mps" else ""
         repeated = self.rows.origin.get("leaks_left_out")
         dropped = f" ({repeated} more repeat training rows and are left out)" if repeated else ""
+        plain = ", plain kernels" if self.kernels == "plain" else ""
         return (
-            f"recipe   {self.recipe.name}: {method} on {self.files.name.partition('@')[0]}\n"
-            f"rows     {self.rows.name}: {len(self.rows.train)} train, {len(self.rows.validation)} validation, "
-            f"{len(self.rows.heldout)} held out{dropped}\n"
-            f"device   {self.device.kind} ({chosen}{unmeasured}): {self.device.name}, {self.device.threads} threads, "
-            f"training in {self.precision}, scoring in {self.scoring_precision}"
+            f"recipe   {self.recipe.name}: {method} on {self.provenance.base.display_name}\n"
+            f"rows     {self.rows.name}: {len(self.rows.train):,} train, {len(self.rows.validation):,} validation, "
+            f"{len(self.rows.heldout):,} held out{dropped}\n"
+            f"device   {self.base.device.kind} ({chosen}{unmeasured}): {self.base.device.name}, {self.base.device.threads} threads, "
+            f"training in {self.base.precision}, scoring in {self.base.scoring_precision}{plain}"
         )
 
 
 def make_run_spec(recipe: Recipe, root: Path) -> RunSpec:
     """Everything that can be refused is refused here, before a run directory exists."""
-    loaded = load_raw_data(recipe, root)
-    device = choose_device(recipe.hardware)
-    precision = training_precision(recipe, device)
-    began = time.monotonic()
-    files = fetch_base(recipe.base)
-    took = time.monotonic() - began
-    return RunSpec(recipe, root, device, loaded, files, precision, took, warm_start_folder(recipe.lora, files), load_tasks(recipe.eval))
+    data, base = load_raw_data(recipe, root), open_base(recipe)
+    return RunSpec(
+        recipe=recipe,
+        root=root,
+        data=data,
+        base=base,
+        start=warm_start_folder(recipe.lora, base.files),
+        benchmarks=load_tasks(recipe.eval),
+    )

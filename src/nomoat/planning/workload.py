@@ -15,7 +15,7 @@ from nomoat.data.prepare import load_splits
 from nomoat.data.split import choose_heldout, choose_training_examples, draw_examples
 from nomoat.errors import NomoatError
 from nomoat.evaluation.arms import Arm, batches_of, make_arms, make_request
-from nomoat.evaluation.prefill import Request, use_packed_prefill_if_safe
+from nomoat.evaluation.prefill import Request, enable_packed_prefill
 from nomoat.io import fetch_from_hub
 from nomoat.kernels.varlen_attention import uses_varlen_attention
 from nomoat.models.base import WITHOUT_A_HUB, BaseFiles, check_architecture, fetch_base, load_tokenizer
@@ -201,7 +201,7 @@ def packing_of(config: Any, train: Sequence[TokenizedExample], device: str) -> t
 def answers_pack(config: Any, questions: Sequence[Request], device: str) -> bool:
     """Whether scoring computes prompts and references end to end."""
     probe = [Request(one.key, _few_words(one.prompt), _few_words(one.reference)) for one in questions[:2]]
-    return device == "cpu" and use_packed_prefill_if_safe(small_copy(config), probe)
+    return device == "cpu" and enable_packed_prefill(small_copy(config), probe)
 
 
 def _few_words(ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,8 +5,8 @@
     report = read_report(run_dir / "report.json")    # every score is computed again from the rows inside
     verify_files(report, run_dir)                    # eval/*.jsonl are the files it was made from
 
-The checks find accidents and partial edits: a changed score, a line lost from a file, reports mixed up between runs.
-They do not stop a forger, who can write a whole consistent report. Only running the recipe again answers that.
+The checks find accidents and partial edits: a changed score, a line lost from a file, reports mixed up between runs. They do not stop a
+forger, who can write a whole consistent report; only running the recipe again does. Sentences are not checked, since a report holds none.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from nomoat.config.load import parse_yaml
+from nomoat.config.schema import Recipe
 from nomoat.errors import NomoatError
 from nomoat.io import canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, write_atomically
-from nomoat.reports.format import failure_reason
 from nomoat.reports.metrics import Aggregates, aggregate, benchmark_scores
+from nomoat.reports.migrate import migrate, migrate_gate
 from nomoat.reports.schema import (
     ARMS,
     OPTIONAL_ARMS,
-    SCHEMA_VERSION,
     AdapterFacts,
-    ArmScores,
     CompactRow,
-    Cost,
     DataFacts,
     Gate,
     Harness,
@@ -43,94 +41,99 @@ from nomoat.reports.schema import (
     Report,
     Sample,
 )
-from nomoat.runs import costs
+from nomoat.runs.costs import Cost, price, totals
+from nomoat.runs.provenance import Provenance, read_provenance
 
-# MERGED samples:
-# Twenty held-out rows side by side, chosen so that nobody picks the nice ones.
-
+TOLERANCE = 1e-6  # relative and absolute, of a number computed again
+MAX_CURVE_POINTS = 400
+BITS_DIGITS = 6  # of bits per byte in the compact rows
 SAMPLES_OF_A_KIND = 5
 MAX_SAMPLE_CHARACTERS = 2000
-KINDS = ("won", "lost", "both_wrong", "both_right")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def choose_samples(run_dir: Path) -> list[Sample]:
-    """Twenty rows to look at: up to five of each kind (won, lost, both wrong, both right), then more of what there is.
+def build_report(run_dir: Path) -> Report:
+    """Everything that can be said about a run, from the files in its directory; what is missing becomes null.
 
-    The choice depends on row ids alone (their hash), and goes round the tiers and families, so nobody picks the nice ones.
+    Raises NomoatError when a file has a shape this version does not know.
     """
-    lines = {arm: {line["id"]: line for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl")} for arm in ARMS}
-    kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for row_id, adapter in lines["adapter"].items():
-        base = lines["base"].get(row_id)
-        if base and base["score"] is not None and adapter["score"] is not None:
-            kinds[_kind(base["score"], adapter["score"])].append(row_id)
-    mixed = {kind: _round_robin([lines["adapter"][row_id] for row_id in ids]) for kind, ids in kinds.items()}
-    chosen = {kind: ids[:SAMPLES_OF_A_KIND] for kind, ids in mixed.items()}
-    for kind, ids in mixed.items():
-        missing = SAMPLES_OF_A_KIND * len(KINDS) - sum(len(of) for of in chosen.values())
-        chosen[kind] = ids[: SAMPLES_OF_A_KIND + max(missing, 0)]
-    return [_sample(kind, row_id, lines) for kind, ids in chosen.items() for row_id in ids]
-
-
-def _kind(base: float, adapter: float) -> str:
-    if adapter != base:
-        return "won" if adapter > base else "lost"
-    return "both_right" if adapter >= 0.5 else "both_wrong"
-
-
-def _round_robin(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Row ids in an order that visits every (tier, family) once before any of them twice."""
-    turns: dict[tuple[str, str], int] = {}
-    ranked = []
-    for line in sorted(lines, key=lambda line: _digest(line["id"])):
-        place = (line["tier"], line["family"])
-        turns[place] = turns.get(place, 0) + 1
-        ranked.append((turns[place], _digest(line["id"]), line["id"]))
-    return [row_id for _, _, row_id in sorted(ranked)]
-
-
-def _sample(kind: str, row_id: str, lines: dict[str, dict[str, dict[str, Any]]]) -> Sample:
-    found = {arm: of[row_id] for arm, of in lines.items() if row_id in of}
-    line = found["adapter"]
-    return Sample.model_validate(
-        {
-            "kind": kind,
-            **{key: line[key] for key in ("id", "tier", "family")},
-            **{key: shorten(line[key]) for key in ("prompt", "target")},
-            "outputs": {arm: shorten(of["output"]) for arm, of in found.items()},
-            "scores": {arm: of["score"] for arm, of in found.items()},
-        }
+    recipe_file = run_dir / "recipe.yaml"
+    if not recipe_file.exists():
+        raise NomoatError(f"{recipe_file} is missing: {run_dir} is not a run directory, or its run has not started")
+    recipe = validated(Recipe, parse_yaml(recipe_file.read_text(encoding="utf-8"), str(recipe_file)), str(recipe_file))
+    provenance = read_provenance(run_dir)
+    rows = compact_rows(run_dir)
+    computed = aggregate(rows, primary=recipe.eval.primary)
+    adapter = read_adapter_facts(run_dir)
+    data, leaks = read_data_facts(run_dir)
+    return Report(
+        schema_version=2,
+        run=run_dir.resolve().name,
+        created=provenance.created,
+        status=_status(adapter.gate),
+        recipe=recipe,
+        arms=computed.arms,
+        baselines=computed.baselines,
+        comparison=computed.comparison,
+        neutral=read_neutral(run_dir),
+        harness=read_harness(run_dir),
+        cost=run_cost(run_dir, provenance),
+        adapter=adapter,
+        data=data,
+        leaks=leaks,
+        learning_curve=read_curves(run_dir),
+        samples=choose_samples(run_dir),
+        provenance=provenance,
+        rows=rows,
+        files=file_hashes(run_dir),
     )
 
 
-def shorten(text: str) -> str:
-    """A text of at most MAX_SAMPLE_CHARACTERS, which says how much was left out; half characters become U+FFFD."""
-    left_out = len(text) - MAX_SAMPLE_CHARACTERS
-    shown = _SURROGATE.sub("\ufffd", text[:MAX_SAMPLE_CHARACTERS])
-    return shown if left_out <= 0 else f"{shown} ... ({left_out:,} more characters)"
+def write_report(report: Report, path: Path) -> None:
+    """Write report.json, atomically: indented, with one held-out row, sample or curve point per line."""
+    write_atomically(path, escape_surrogates(_layout(report.model_dump(mode="json"))) + "\n")
 
 
-def _digest(row_id: str) -> str:
-    return hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
+def read_report(path: Path) -> Report:
+    """Read a report of any known schema version and compute everything that follows from its rows again.
+
+    Raises NomoatError for a file that is missing, torn or of an unknown version, and for any number that its own rows do not give, naming
+    the field and both values.
+    """
+    content = _read_json(path)
+    report = validated(Report, migrate(content) if isinstance(content, dict) else content, str(path))
+    computed = aggregate(report.rows, primary=report.comparison.primary)
+    for name in Aggregates.__dataclass_fields__:
+        _compare(_plain(getattr(report, name)), _plain(getattr(computed, name)), name, path)
+    _compare(report.status, _status(report.adapter.gate), "status", path)
+    _compare(report.cost.seconds, sum(report.cost.seconds_by_phase.values()), "cost.seconds", path)
+    return report
 
 
-# MERGED report_parts:
-# One function for each file of a run directory: what the report takes from it.
-#
-# Every file may be missing, since a run that failed early still gets a report; a file that is there must have the known shape.
-
-MAX_CURVE_POINTS = 400
-_DIGITS = 6  # of bits per byte in the compact rows
-Found = TypeVar("Found", bound=BaseModel)
+def checked_report(run_dir: Path) -> Report:
+    """The run's report, its numbers computed again from its rows and its files compared by checksum."""
+    report = read_report(run_dir / "report.json")
+    verify_files(report, run_dir)
+    return report
 
 
-def optional_json(path: Path) -> Any:
-    """The JSON value of a file of the run, or None where the run did not get that far."""
-    return read_json(path) if path.exists() else None
+def verify_files(report: Report, run_dir: Path) -> None:
+    """Check that `eval/*.jsonl` are the files the report was made from, byte for byte, and give its rows."""
+    hashes = file_hashes(run_dir)
+    for name in sorted(hashes.keys() | report.files.keys()):
+        if name not in hashes:
+            raise NomoatError(f"{run_dir / name} is missing; the report was made from it: restore it, or score the run again")
+        if hashes[name] != report.files.get(name):
+            raise NomoatError(f"{run_dir / name} is not the file the report was made from (its sha256 differs): score the run again")
+    if compact_rows(run_dir) != report.rows:
+        raise NomoatError(f"{run_dir / 'report.json'}: rows: they are not those of eval/*.jsonl: score the run again")
+    harness = read_harness(run_dir)
+    written, computed = (None if value is None else value.model_dump(mode="json") for value in (report.harness, harness))
+    _compare(written, computed, "harness", run_dir / "report.json")
 
 
-def validated(model: type[Found], value: Any, where: str) -> Found:
+def validated(model: type[Model], value: Any, where: str) -> Model:
     """`value` as `model`; a wrong shape is a NomoatError that names the file and the field."""
     try:
         return model.model_validate(value)
@@ -141,197 +144,11 @@ def validated(model: type[Found], value: Any, where: str) -> Found:
         raise NomoatError(f"{where}: {place}: {seen}; it was edited, or written by another version of nomoat") from error
 
 
-def compact_rows(run_dir: Path) -> list[CompactRow]:
-    """One record a held-out row, in the order of the base arm's file, with what every arm and baseline got on it."""
-    rows: dict[str, CompactRow] = {}
-    for arm in (*ARMS, *OPTIONAL_ARMS):
-        for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl"):
-            _values_of(rows, line).update(_measured(line, arm))
-    for line in read_jsonl(run_dir / "eval" / "baselines.jsonl"):
-        found = {name: float(line[name]) for name in ("majority", "nearest_row") if line[name] is not None}
-        _values_of(rows, line).update(found)
-    return list(rows.values())
+def _status(gate: Gate | None) -> Literal["finished", "failed"]:
+    return "finished" if gate is not None and gate.passed else "failed"
 
 
-def _values_of(rows: dict[str, CompactRow], line: dict[str, Any]) -> dict[str, float | None]:
-    place = (line["id"], line["tier"], line["family"], line["group"])
-    row = rows.setdefault(line["id"], (*place, {}))
-    if row[:4] != place:
-        raise NomoatError(f"eval: row {line['id']!r} has tier, family and group {row[1:4]} in one file and {place[1:]} in another")
-    return row[4]
-
-
-def _measured(line: dict[str, Any], arm: str) -> Iterator[tuple[str, float | None]]:
-    yield arm, None if line["score"] is None else float(line["score"])
-    if line["lenient"] is not None:
-        yield f"lenient_{arm}", float(line["lenient"])
-    if not line["stopped"]:
-        yield f"unstopped_{arm}", 1.0
-    if line["bits_per_byte"] is not None:
-        yield f"bits_{arm}", round(float(line["bits_per_byte"]), _DIGITS)
-        yield "bytes", float(line["target_bytes"])
-
-
-def file_hashes(run_dir: Path) -> dict[str, str]:
-    """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
-    return {f"eval/{path.name}": sha256_file(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
-
-
-def read_neutral(run_dir: Path) -> Neutral | None:
-    """Bits per byte of the fixed neutral text, by arm."""
-    path = run_dir / "eval" / "neutral.json"
-    return validated(Neutral, read_json(path), str(path)) if path.exists() else None
-
-
-def read_harness(run_dir: Path) -> Harness | None:
-    """Standard benchmarks, every figure computed from eval/harness.jsonl."""
-    path = run_dir / "eval" / "harness.json"
-    if not path.exists():
-        return None
-    known = read_json(path)
-    scores = benchmark_scores(list(read_jsonl(run_dir / "eval" / "harness.jsonl")), known["tasks"])
-    return validated(Harness, {**known, "scores": scores}, str(path))
-
-
-def read_adapter_facts(run_dir: Path) -> AdapterFacts:
-    """Sizes from adapter.json and the checks from gate.json."""
-    gate = optional_json(run_dir / "gate.json")
-    facts = optional_json(run_dir / "adapter.json") or {}
-    found = validated(Gate, gate, str(run_dir / "gate.json")) if gate is not None else None
-    return validated(AdapterFacts, {**facts, "gate": found}, str(run_dir / "adapter.json"))
-
-
-def read_data_facts(run_dir: Path) -> tuple[DataFacts, Leaks | None]:
-    """Row counts, dropped rows, packing and leaks from rows.json."""
-    path = run_dir / "rows.json"
-    found = dict(optional_json(path) or {})
-    leaks = found.pop("leaks", None)
-    return validated(DataFacts, found, str(path)), validated(Leaks, leaks, f"{path}: leaks") if leaks is not None else None
-
-
-def read_curves(run_dir: Path) -> LossCurve:
-    """Losses by step; a step that was repeated after a resume counts once, as it was done last."""
-    training: dict[float, float] = {}
-    validation: dict[float, tuple[float, float | None, float | None]] = {}
-    for line in read_jsonl(run_dir / "metrics.jsonl"):
-        step = float(line["step"])
-        if line.get("loss") is not None:
-            training[step] = float(line["loss"])
-        if line.get("validation_loss") is not None:
-            validation[step] = (step, line["validation_loss"], line.get("validation_bits_per_byte"))
-    return LossCurve(training=_thinned(sorted(training.items())), validation=[validation[step] for step in sorted(validation)])
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_CURVE_POINTS points, each the mean of as many neighbours: taking every k-th would keep its noise."""
-    width = -(-len(points) // MAX_CURVE_POINTS) or 1
-    parts = [points[start : start + width] for start in range(0, len(points), width)]
-    return [(sum(step for step, _ in part) / len(part), round(sum(loss for _, loss in part) / len(part), 6)) for part in parts]
-
-
-def run_cost(run_dir: Path, environment: dict[str, Any]) -> Cost:
-    """Sums over the whole ledger, priced at the rate that the run recorded."""
-    spent = costs.totals(read_jsonl(run_dir / "ledger.jsonl"))
-    try:
-        rate, as_if = costs.read_rate(environment.get("rate")), costs.read_as_if(environment.get("as_if_rented"))
-    except ValidationError as error:
-        raise NomoatError(f"{run_dir / 'environment.json'}: rate: not one this version of nomoat knows ({error})") from error
-    # energy stands in both, and the priced one may hold an estimate from stated watts
-    known = {**vars(spent), **vars(costs.price(spent, rate, as_if)), "peak_memory_bytes": spent.peak_resident_bytes}
-    return Cost.model_validate({name: value for name, value in known.items() if name in Cost.model_fields})
-
-
-TOLERANCE = 1e-6
-NOTE = "note"  # the one field that is words about the rows; a version that words it in another way can still read the report
-
-
-def build_report(run_dir: Path) -> Report:
-    """Everything that can be said about a run, from the files in its directory; what is missing becomes null.
-
-    Raises NomoatError when a file has a shape this version does not know.
-    """
-    recipe = parse_yaml(_text(run_dir / "recipe.yaml"), str(run_dir / "recipe.yaml"))
-    environment = optional_json(run_dir / "environment.json") or {}
-    rows = compact_rows(run_dir)
-    adapter = read_adapter_facts(run_dir)
-    found = aggregate(rows, primary=recipe.get("eval", {}).get("primary", "phrasing"), gate=adapter.gate)
-    data, leaks = read_data_facts(run_dir)
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "run": run_dir.resolve().name,
-        "created": environment.get("created"),
-        "status": "failed" if failure_reason(adapter.gate) else "finished",
-        "recipe": recipe,
-        "arms": found.arms,
-        "baselines": found.baselines,
-        "comparison": found.comparison,
-        "neutral": read_neutral(run_dir),
-        "harness": read_harness(run_dir),
-        "cost": run_cost(run_dir, environment),
-        "adapter": adapter,
-        "data": data,
-        "leaks": leaks,
-        "learning_curve": read_curves(run_dir),
-        "samples": choose_samples(run_dir),
-        "provenance": environment,
-        "rows": rows,
-        "files": file_hashes(run_dir),
-    }
-    return validated(Report, content, str(run_dir))
-
-
-def write_report(report: Report, path: Path) -> None:
-    """Write report.json, atomically: indented, with one held-out row, sample or curve point a line."""
-    write_atomically(path, escape_surrogates(_layout(report.model_dump(mode="json"))) + "\n")
-
-
-def read_report(path: Path) -> Report:
-    """Read a report and compute all that follows from its rows again.
-
-    Raises NomoatError for a file that is missing, torn or of another schema, and for any number that its own rows do
-    not give, naming the field and both values. A tier's note is not checked but written anew.
-    """
-    report = validated(Report, _json(path), str(path))
-    found = aggregate(report.rows, primary=report.comparison.primary, gate=report.adapter.gate)
-    for name in Aggregates.__dataclass_fields__:
-        written, computed = getattr(report, name), getattr(found, name)
-        _compare(_plain(written), _plain(computed), name, path)
-    _compare(report.status, "failed" if failure_reason(report.adapter.gate) else "finished", "status", path)
-    _compare(report.cost.seconds, sum(report.cost.seconds_by_phase.values()), "cost.seconds", path)
-    return report.model_copy(update={"arms": {name: _noted(arm, found.arms[name]) for name, arm in report.arms.items()}})
-
-
-def _noted(arm: ArmScores, found: ArmScores) -> ArmScores:
-    """The arm as written, with the notes that its rows give."""
-    notes = {name: tier.note for name, tier in found.tiers.items() if tier}
-    tiers = {name: tier and tier.model_copy(update={NOTE: notes[name]}) for name, tier in arm.tiers.items()}
-    return arm.model_copy(update={"tiers": tiers})
-
-
-def verify_files(report: Report, run_dir: Path) -> None:
-    """Check that `eval/*.jsonl` are the files the report was made from, byte for byte, and give its rows."""
-    found = file_hashes(run_dir)
-    for name in sorted(found.keys() | report.files.keys()):
-        if name not in found:
-            raise NomoatError(f"{run_dir / name} is missing; the report was made from it: restore it, or score the run again")
-        if found[name] != report.files.get(name):
-            raise NomoatError(f"{run_dir / name} is not the file the report was made from (its sha256 differs): score the run again")
-    if compact_rows(run_dir) != report.rows:
-        raise NomoatError(f"{run_dir / 'report.json'}: rows: they are not those of eval/*.jsonl: score the run again")
-    _compare(_harness(report.harness), _harness(read_harness(run_dir)), "harness", run_dir / "report.json")
-
-
-def _harness(found: Harness | None) -> Any:
-    return None if found is None else found.model_dump(mode="json")
-
-
-def _text(path: Path) -> str:
-    if not path.exists():
-        raise NomoatError(f"{path} is missing: {path.parent} is not a run directory, or its run has not started")
-    return path.read_text(encoding="utf-8")
-
-
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     if not path.exists():
         raise NomoatError(f"{path} is missing: the run is not finished, or this is not a run directory")
     try:
@@ -341,11 +158,10 @@ def _json(path: Path) -> Any:
 
 
 def _compare(written: Any, computed: Any, place: str, path: Path) -> None:
-    """Raise at the first leaf where what stands in the report is not what its rows give."""
+    """Raise at the first leaf where the report differs from what its rows give."""
     if isinstance(written, dict) and isinstance(computed, dict):
         for key in sorted(written.keys() | computed.keys()):
-            if key != NOTE:
-                _compare(written.get(key), computed.get(key), f"{place}.{key}", path)
+            _compare(written.get(key), computed.get(key), f"{place}.{key}", path)
     elif isinstance(written, list) and isinstance(computed, list) and len(written) == len(computed):
         for index, (left, right) in enumerate(zip(written, computed, strict=True)):
             _compare(left, right, f"{place}[{index}]", path)
@@ -378,8 +194,171 @@ def _layout(value: Any, indent: str = "") -> str:
     return canonical_json(value)
 
 
-def checked_report(run_dir: Path) -> Report:
-    """The run's report, its numbers recomputed from its rows and its files compared by checksum."""
-    report = read_report(run_dir / "report.json")
-    verify_files(report, run_dir)
-    return report
+# One function for each file of a run directory. Every file may be missing, since a run that failed early gets a report too.
+
+
+def optional_json(path: Path) -> Any:
+    """The JSON value of a file of the run, or None where the run did not get that far."""
+    return read_json(path) if path.exists() else None
+
+
+def compact_rows(run_dir: Path) -> list[CompactRow]:
+    """One record per held-out row, in the order of the base arm's file, with what every arm and baseline scored on it."""
+    rows: dict[str, CompactRow] = {}
+
+    def values_of(line: dict[str, Any]) -> dict[str, float | None]:
+        row = CompactRow(line["id"], line["tier"], line["family"], line["group"], {})
+        known = rows.setdefault(line["id"], row)
+        if known[:4] != row[:4]:
+            raise NomoatError(f"eval: row {row.id!r} has tier, family and group {known[1:4]} in one file and {row[1:4]} in another")
+        return known.values
+
+    for arm in (*ARMS, *OPTIONAL_ARMS):
+        for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl"):
+            values_of(line).update(_arm_values(line, arm))
+    for line in read_jsonl(run_dir / "eval" / "baselines.jsonl"):
+        values_of(line).update({name: float(line[name]) for name in ("majority", "nearest_row") if line[name] is not None})
+    return list(rows.values())
+
+
+def _arm_values(line: dict[str, Any], arm: str) -> Iterator[tuple[str, float | None]]:
+    yield arm, None if line["score"] is None else float(line["score"])
+    if line["lenient"] is not None:
+        yield f"lenient_{arm}", float(line["lenient"])
+    if not line["stopped"]:
+        yield f"unstopped_{arm}", 1.0
+    if line["bits_per_byte"] is not None:
+        yield f"bits_{arm}", round(float(line["bits_per_byte"]), BITS_DIGITS)
+        yield "bytes", float(line["target_bytes"])
+
+
+def file_hashes(run_dir: Path) -> dict[str, str]:
+    """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
+    return {f"eval/{path.name}": sha256_file(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
+
+
+def read_neutral(run_dir: Path) -> Neutral | None:
+    """Bits per byte of the fixed reference text, by arm."""
+    path = run_dir / "eval" / "neutral.json"
+    return validated(Neutral, read_json(path), str(path)) if path.exists() else None
+
+
+def read_harness(run_dir: Path) -> Harness | None:
+    """Standard benchmarks, every figure computed from eval/harness.jsonl."""
+    path = run_dir / "eval" / "harness.json"
+    if not path.exists():
+        return None
+    known = read_json(path)
+    scores = benchmark_scores(list(read_jsonl(run_dir / "eval" / "harness.jsonl")), known["tasks"])
+    return validated(Harness, {**known, "scores": scores}, str(path))
+
+
+def read_gate(run_dir: Path) -> Gate | None:
+    """The checks in gate.json, of any version."""
+    path = run_dir / "gate.json"
+    content = migrate_gate(optional_json(path))
+    return None if content is None else validated(Gate, content, str(path))
+
+
+def read_adapter_facts(run_dir: Path) -> AdapterFacts:
+    """Sizes from adapter.json and the checks from gate.json."""
+    facts = validated(AdapterFacts, optional_json(run_dir / "adapter.json") or {}, str(run_dir / "adapter.json"))
+    return facts.model_copy(update={"gate": read_gate(run_dir)})
+
+
+def read_data_facts(run_dir: Path) -> tuple[DataFacts, Leaks | None]:
+    """Row counts, dropped rows, packing and leaks from rows.json."""
+    path = run_dir / "rows.json"
+    content = dict(optional_json(path) or {})
+    leaks = content.pop("leaks", None)
+    return validated(DataFacts, content, str(path)), validated(Leaks, leaks, f"{path}: leaks") if leaks is not None else None
+
+
+def read_curves(run_dir: Path) -> LossCurve:
+    """Losses by step; a step that was repeated after a resume counts once, as it was done last."""
+    training: dict[float, float] = {}
+    validation: dict[float, tuple[float, float | None, float | None]] = {}
+    for line in read_jsonl(run_dir / "metrics.jsonl"):
+        step = float(line["step"])
+        if line.get("loss") is not None:
+            training[step] = float(line["loss"])
+        if line.get("validation_loss") is not None:
+            validation[step] = (step, line["validation_loss"], line.get("validation_bits_per_byte"))
+    return LossCurve(training=_thinned(sorted(training.items())), validation=[validation[step] for step in sorted(validation)])
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MAX_CURVE_POINTS points, each the mean of as many neighbours: taking every k-th would keep its noise."""
+    width = -(-len(points) // MAX_CURVE_POINTS) or 1
+    parts = [points[start : start + width] for start in range(0, len(points), width)]
+    return [(sum(step for step, _ in part) / len(part), round(sum(loss for _, loss in part) / len(part), 6)) for part in parts]
+
+
+def run_cost(run_dir: Path, provenance: Provenance) -> Cost:
+    """Sums over the whole ledger, priced at the rate that the run recorded."""
+    return price(totals(read_jsonl(run_dir / "ledger.jsonl")), provenance.rate, provenance.as_if_rented)
+
+
+# Samples
+
+
+def choose_samples(run_dir: Path) -> list[Sample]:
+    """Twenty rows to look at: up to five of each kind (won, lost, both wrong, both right), then more of what there is.
+
+    The choice depends on the hash of row ids alone and goes round the tiers and families, so that no one picks the flattering ones.
+    """
+    lines = {arm: {line["id"]: line for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl")} for arm in ARMS}
+    kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("won", "lost", "both_wrong", "both_right")}
+    for row_id, adapter in lines["adapter"].items():
+        base = lines["base"].get(row_id)
+        if base and base["score"] is not None and adapter["score"] is not None:
+            kinds[_kind(base["score"], adapter["score"])].append(adapter)
+    mixed = {kind: _round_robin(rows) for kind, rows in kinds.items()}
+    chosen = {kind: ids[:SAMPLES_OF_A_KIND] for kind, ids in mixed.items()}
+    for kind, ids in mixed.items():
+        missing = SAMPLES_OF_A_KIND * len(kinds) - sum(map(len, chosen.values()))
+        chosen[kind] = ids[: SAMPLES_OF_A_KIND + max(missing, 0)]
+    return [
+        _sample(kind, {arm: rows[row_id] for arm, rows in lines.items() if row_id in rows}) for kind in chosen for row_id in chosen[kind]
+    ]
+
+
+def _kind(base: float, adapter: float) -> str:
+    if adapter != base:
+        return "won" if adapter > base else "lost"
+    return "both_right" if adapter >= 0.5 else "both_wrong"
+
+
+def _round_robin(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Row ids in an order that visits every (tier, family) once before any of them twice."""
+
+    def digest(row_id: str) -> str:
+        return hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+    turns: dict[tuple[str, str], int] = {}
+    ranked = []
+    for line in sorted(lines, key=lambda line: digest(line["id"])):
+        place = (line["tier"], line["family"])
+        turns[place] = turns.get(place, 0) + 1
+        ranked.append((turns[place], digest(line["id"]), line["id"]))
+    return [row_id for _, _, row_id in sorted(ranked)]
+
+
+def _sample(kind: str, lines: dict[str, dict[str, Any]]) -> Sample:
+    line = lines["adapter"]
+    return Sample.model_validate(
+        {
+            "kind": kind,
+            **{key: line[key] for key in ("id", "tier", "family")},
+            **{key: shorten(line[key]) for key in ("prompt", "target")},
+            "outputs": {arm: shorten(answer["output"]) for arm, answer in lines.items()},
+            "scores": {arm: answer["score"] for arm, answer in lines.items()},
+        }
+    )
+
+
+def shorten(text: str) -> str:
+    """A text of at most MAX_SAMPLE_CHARACTERS, which says how much was left out; lone surrogates become U+FFFD."""
+    left_out = len(text) - MAX_SAMPLE_CHARACTERS
+    shown = _SURROGATE.sub("\ufffd", text[:MAX_SAMPLE_CHARACTERS])
+    return shown if left_out <= 0 else f"{shown} ... ({left_out:,} more characters)"

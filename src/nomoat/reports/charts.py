@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nomoat.reports.format import in_tier_order
+from nomoat.reports.metrics import in_tier_order
 from nomoat.reports.schema import ARMS, Interval, LossCurve, Report
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Standard benchmarks of compared runs: each adapter's score, and its difference from the reference's, document by document."""
+"""Several runs compared: whether they may be compared, how much their adapters differ row by row, and the rows and benchmarks in question.
+
+Two runs are comparable when they answered the same held-out rows, scored by the same scorers, decoded in the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from nomoat.config.schema import QUANTISED, Recipe
+from nomoat.config.schema import QUANTISED
 from nomoat.errors import NomoatError
 from nomoat.io import read_json, read_jsonl
 from nomoat.reports.build import read_report, shorten, verify_files
-from nomoat.reports.format import change, flattened, in_tier_order, number, tier_words
-from nomoat.reports.metrics import benchmark_scores, tier_difference
+from nomoat.reports.format import change, flattened, number, tier_words
+from nomoat.reports.metrics import benchmark_scores, in_tier_order, tier_difference
 from nomoat.reports.schema import Benchmark, CompactRow, Harness, Report, TierDifference
+from nomoat.runs.provenance import Decoding
 from nomoat.stats.intervals import holm
 from nomoat.stats.paired import Verdict, p_of_interval
 
-# MERGED comparing:
-# Several runs beside each other: whether they may be compared, and by how much their adapters differ row by row.
-#
-# Two runs are comparable when they answered the same held-out rows, scored by the same scorers, decoded in the same way.
-
-ARM = "adapter"
+ARM, REFERENCE = "adapter", "reference"
 SCORED_IN = "decoding (decoding.dtype)"
-SCORED_WHERE = ("decoding (decoding.device)", "decoding (decoding.prompts)")
+SCORED_WHERE = ("decoding (decoding.device)", "decoding (decoding.prompts)", "decoding (decoding.method)")
+NOT_RECORDED = "not recorded"
 ERROR_RATE = 0.05
 EXPECTED_TO_DIFFER = ("created", "matrix_gflops")  # say nothing about why two runs differ
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Reports in the order asked for, and what follows from having them side by side."""
 
     reports: tuple[Report, ...]
@@ -72,7 +70,7 @@ def _failed(path: Path) -> bool:
     return isinstance(found, dict) and found.get("status") == "failed"
 
 
-def compare(reports: Sequence[Report], *, reference: int = 0, force: bool = False) -> Comparison:
+def compare(reports: Sequence[Report], *, reference: int = 0, force: bool = False) -> RunComparison:
     """Put reports side by side.
 
     Raises NomoatError naming every field that makes them incomparable, unless `force`; the result then carries the
@@ -81,14 +79,14 @@ def compare(reports: Sequence[Report], *, reference: int = 0, force: bool = Fals
     obstacles = tuple(reason for other in reports for reason in incomparabilities(reports[reference], other))
     if obstacles and not force:
         raise NomoatError("these runs cannot be compared:\n" + "\n".join(f"  {reason}" for reason in obstacles) + "\n" + _ADVICE)
-    return Comparison(
+    return RunComparison(
         reports=tuple(reports),
         reference=reference,
         obstacles=obstacles,
-        tiers=tuple(in_tier_order({row[1] for report in reports for row in report.rows})),
+        tiers=tuple(in_tier_order({row.tier for report in reports for row in report.rows})),
         differences=tuple(paired_tiers(report, reports[reference]) for report in reports),
-        recipe_changes=changed([recipe_dict(report) for report in reports]),
-        environment_changes=changed([report.provenance for report in reports]),
+        recipe_changes=changed([report.recipe.as_dict() for report in reports]),
+        environment_changes=changed([report.provenance.record() for report in reports]),
     )
 
 
@@ -103,14 +101,14 @@ def incomparabilities(reference: Report, other: Report) -> list[str]:
     exact = ours.get(SCORED_IN) == theirs.get(SCORED_IN) == "float32"
     reasons = []
     for name in sorted(ours.keys() | theirs.keys()):
-        mine, yours = ours.get(name, "not recorded"), theirs.get(name, "not recorded")
+        mine, yours = ours.get(name, NOT_RECORDED), theirs.get(name, NOT_RECORDED)
         if name == SCORED_IN and {mine, yours} & set(QUANTISED):
             continue  # a quantised base answers in its own precision: what that costs is what such runs are compared for
         if exact and name in SCORED_WHERE:
-            continue  # in float32 only ties should depend on these: 426 of 426 answers were the same (recipes/LOG.md)
+            continue  # in float32 only ties depend on these: 426 of 426 answers were the same (recipes/LOG.md)
         if mine != yours:
             reasons.append(f"{name}: {reference.run} has {mine}, {other.run} has {yours}")
-        elif mine == "not recorded":
+        elif mine == NOT_RECORDED:
             reasons.append(f"{name}: recorded by neither {reference.run} nor {other.run}")
     if not reasons and {row[:4] for row in reference.rows} != {row[:4] for row in other.rows}:
         counts = f"{reference.run} has {len(reference.rows)}, {other.run} has {len(other.rows)}"
@@ -120,23 +118,31 @@ def incomparabilities(reference: Report, other: Report) -> list[str]:
 
 def _comparability(report: Report) -> dict[str, str]:
     """Everything a score depends on besides the model: held-out rows, scorers and decoding, as text."""
-    data = report.provenance.get("data") or {}
-    found = {
-        "held-out rows (data.heldout_sha256)": data.get("heldout_sha256"),
-        "scorer version (scorer_version)": report.provenance.get("scorer_version"),
+    provenance = report.provenance
+    named = {
+        "held-out rows (data.heldout_sha256)": provenance.data.heldout_sha256,
+        "scorer version (scorer_version)": provenance.scorer_version,
     }
-    decoding: dict[str, Any] = report.provenance.get("decoding") or {"": None}
-    texts = {name: "not recorded" if value is None else str(value) for name, value in found.items()}
-    leaves = {f"decoding ({key})": "not recorded" if text == "null" else text for key, text in flattened(decoding, "decoding")}
-    return texts | leaves
+    decoding = {"decoding ()": None} if provenance.decoding is None else _decoding(provenance.decoding)
+    return {name: NOT_RECORDED if value is None else str(value) for name, value in (named | decoding).items()}
+
+
+def _decoding(decoding: Decoding) -> dict[str, Any]:
+    return {f"decoding (decoding.{key})": value for key, value in decoding.model_dump().items()}
 
 
 def paired_tiers(report: Report, reference: Report) -> dict[str, TierDifference]:
     """By tier and family, the adapter of `report` minus that of `reference`, over the rows that both scored."""
-    theirs = {row[0]: row[4].get(ARM) for row in reference.rows}
-    both: list[CompactRow] = [(*row[:4], {ARM: row[4].get(ARM), "reference": theirs.get(row[0])}) for row in report.rows]
-    found = {tier: tier_difference([row for row in both if row[1] == tier], "reference") for tier in {row[1] for row in both}}
-    return {tier: found[tier] for tier in in_tier_order(set(found)) if found[tier] is not None}  # type: ignore[misc]
+    rows = paired_rows(report, reference)
+    tiers = in_tier_order({row.tier for row in rows})
+    differences = {tier: tier_difference([row for row in rows if row.tier == tier], REFERENCE) for tier in tiers}
+    return {tier: difference for tier, difference in differences.items() if difference is not None}
+
+
+def paired_rows(report: Report, reference: Report, arm: str = ARM) -> list[CompactRow]:
+    """The rows of `report` with its adapter's score and, as REFERENCE, what `arm` of the other report scored on the same row."""
+    theirs = {row.id: row.values.get(arm) for row in reference.rows}
+    return [row._replace(values={ARM: row.values.get(ARM), REFERENCE: theirs.get(row.id)}) for row in report.rows]
 
 
 def family_verdicts(differences: dict[str, TierDifference]) -> dict[tuple[str, str], Verdict]:
@@ -148,7 +154,7 @@ def family_verdicts(differences: dict[str, TierDifference]) -> dict[tuple[str, s
 
 
 def repetition(report: Report, first: Report, differences: dict[str, TierDifference]) -> str | None:
-    """Whether a run of the same recipe (seed and machine aside) came out like `first`; None for another recipe.
+    """Whether a run of the same recipe (seed and machine aside) agrees with `first`; None for another recipe.
 
     `differences` are `report` minus `first` by tier.
     """
@@ -156,25 +162,17 @@ def repetition(report: Report, first: Report, differences: dict[str, TierDiffere
         return None
     apart = [f"{one.verdict} on {tier_words(tier)} ({change(one)})" for tier, one in differences.items() if one.verdict != "cannot tell"]
     if apart:
-        return f"repeats the recipe of {first.run} and does not agree with it: {', '.join(apart)}"
-    main = differences.get(first.comparison.primary)
-    noticeable = None if main is None else main.smallest_detectable
-    noticed = "" if noticeable is None else f" (on {tier_words(first.comparison.primary)} a difference of {number(noticeable)} would show)"
-    return f"repeats the recipe of {first.run} and agrees with it on every tier{noticed}"
+        return f"same recipe as {first.run}, other scores: {', '.join(apart)}"
+    primary = differences.get(first.comparison.primary)
+    detectable = None if primary is None else primary.smallest_detectable
+    power = "" if detectable is None else f" (smallest detectable difference on the primary tier: {number(detectable)})"
+    return f"same recipe as {first.run}, and no significant difference on any tier{power}"
 
 
 def _choices(report: Report) -> dict[str, Any]:
-    """The recipe without its seed and what it says of the machine."""
-    recipe = {name: part for name, part in recipe_dict(report).items() if name not in ("hardware", "name")}
-    return {**recipe, "train": {key: value for key, value in (recipe.get("train") or {}).items() if key != "seed"}}
-
-
-def recipe_dict(report: Report) -> dict[str, Any]:
-    """The report's recipe with the defaults of keys that came later: an older report differs only where it was asked otherwise."""
-    try:
-        return Recipe.model_validate(report.recipe).as_dict()
-    except ValidationError:
-        return report.recipe
+    """The recipe without its seed, its name and what it says of the machine."""
+    recipe = {name: part for name, part in report.recipe.as_dict().items() if name not in ("hardware", "name")}
+    return {**recipe, "train": {key: value for key, value in recipe["train"].items() if key != "seed"}}
 
 
 def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -185,8 +183,7 @@ def changed(parts: Sequence[dict[str, Any]]) -> tuple[tuple[str, tuple[str, ...]
     return tuple((key, values) for key, values in rows if len(set(values)) > 1)
 
 
-# MERGED comparing_rows:
-# The rows on which compared runs disagree, with what each of them answered.
+# Rows on which the runs disagree
 
 
 @dataclass(frozen=True)
@@ -210,10 +207,10 @@ class Disagreement:
     answers: tuple[RunAnswer, ...]
 
 
-def disagreements(found: Comparison, paths: Sequence[Path], letters: Sequence[str]) -> list[Disagreement]:
+def disagreements(found: RunComparison, paths: Sequence[Path], letters: Sequence[str]) -> list[Disagreement]:
     """Rows with different scores, in the order of tiers and families; `paths` are those of the reports, in their order."""
     lines = [{line["id"]: line for line in read_jsonl(path / "eval" / f"{ARM}.jsonl")} if path.is_dir() else {} for path in paths]
-    scores = [{row[0]: row[4].get(ARM) for row in report.rows} for report in found.reports]
+    scores = [{row.id: row.values.get(ARM) for row in report.rows} for report in found.reports]
     apart = []
     for row_id, tier, family, _, _ in found.reports[found.reference].rows:
         if not all(row_id in of for of in scores) or len({of[row_id] for of in scores}) == 1:
@@ -247,7 +244,7 @@ class BenchmarkRow:
     """The run's adapter minus the reference's, or why there is none."""
 
 
-def benchmark_rows(found: Comparison, paths: Sequence[Path]) -> list[BenchmarkRow]:
+def benchmark_rows(found: RunComparison, paths: Sequence[Path]) -> list[BenchmarkRow]:
     """A row for each metric that any run was asked; `paths` are those of the reports, in their order."""
     asked = [report.harness for report in found.reports]
     scores = [{_key(one): one for one in harness.scores} if harness else {} for harness in asked]
@@ -293,17 +290,17 @@ def _how(harness: Harness, task: str) -> tuple[Any, ...]:
 
 
 def agreement_with_published(report: Report, folder: Path) -> str | None:
-    """Whether a run of a published recipe came out as published; None where nothing is published that it could be compared with.
+    """Whether a run of a published recipe agrees with the published report; None where there is nothing to compare with.
 
-    A published report that does not hold is said to be so: by then the run is finished, and it is not the run's fault.
+    A published report that does not hold is named so: by then the run is finished, and it is not the run's fault.
     """
-    path = folder / f"{report.recipe.get('name')}.json"
+    path = folder / f"{report.recipe.name}.json"
     if not path.is_file():
         return None
     try:
-        main = read_report(path)
+        published = read_report(path)
     except NomoatError as error:
-        return f"is not compared with the published one, which does not hold: {error}"
-    if incomparabilities(main, report):
+        return f"not compared with the published report, which does not hold: {error}"
+    if incomparabilities(published, report):
         return None
-    return repetition(report, main, paired_tiers(report, main))
+    return repetition(report, published, paired_tiers(report, published))

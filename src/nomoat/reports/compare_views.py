@@ -13,8 +13,18 @@ from rich.text import Text
 
 from nomoat.reports import format as fmt
 from nomoat.reports.charts import NARROW, WIDE, Point, cost_chart, curves_chart
-from nomoat.reports.compare import ARM, BenchmarkRow, Comparison, Disagreement, benchmark_rows, disagreements, family_verdicts, repetition
+from nomoat.reports.compare import (
+    ARM,
+    BenchmarkRow,
+    Disagreement,
+    RunComparison,
+    benchmark_rows,
+    disagreements,
+    family_verdicts,
+    repetition,
+)
 from nomoat.reports.html import page_environment
+from nomoat.reports.metrics import in_tier_order
 from nomoat.reports.schema import Interval, Report
 
 # MERGED comparing_view:
@@ -24,7 +34,7 @@ NOT_COMPARABLE = "not comparable"
 MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer
 
 
-def print_comparison(found: Comparison, console: Console, benchmarks: Sequence[BenchmarkRow] = ()) -> None:
+def print_comparison(found: RunComparison, console: Console, benchmarks: Sequence[BenchmarkRow] = ()) -> None:
     """Print several runs side by side; where they were forced together every number says that it is not comparable."""
     letters = [letter(index) for index in range(len(found.reports))]
     _print_runs(found, letters, console)
@@ -45,7 +55,7 @@ def print_comparison(found: Comparison, console: Console, benchmarks: Sequence[B
         console.print(table if table.row_count else Text("nothing"))
 
 
-def _repetitions(found: Comparison, letters: Sequence[str]) -> list[str]:
+def _repetitions(found: RunComparison, letters: Sequence[str]) -> list[str]:
     first = found.reports[found.reference]
     pairs = [(name, report, of) for name, report, of in zip(letters, found.reports, found.differences, strict=True) if report is not first]
     said = [(name, repetition(report, first, of)) for name, report, of in pairs if not found.obstacles]
@@ -57,13 +67,13 @@ def letter(index: int) -> str:
     return ascii_uppercase[index % 26] + (str(index // 26 + 1) if index >= 26 else "")
 
 
-def _print_runs(found: Comparison, letters: Sequence[str], console: Console) -> None:
+def _print_runs(found: RunComparison, letters: Sequence[str], console: Console) -> None:
     for index, (name, report) in enumerate(zip(letters, found.reports, strict=True)):
         marks = [mark for mark, holds in (("reference", index == found.reference), ("failed", report.status == "failed")) if holds]
         console.print(Text(f"{name}  {fmt.visible(report.run)}" + (f" ({', '.join(marks)})" if marks else "")), soft_wrap=True)
 
 
-def _score_table(found: Comparison, letters: Sequence[str]) -> Table:
+def _score_table(found: RunComparison, letters: Sequence[str]) -> Table:
     table = _table("", *found.tiers)
     for name, report in zip(letters, found.reports, strict=True):
         scores = [report.arms[ARM].tiers.get(tier) for tier in found.tiers]
@@ -71,7 +81,7 @@ def _score_table(found: Comparison, letters: Sequence[str]) -> Table:
     return table
 
 
-def _difference_table(found: Comparison, letters: Sequence[str]) -> Table:
+def _difference_table(found: RunComparison, letters: Sequence[str]) -> Table:
     table = _table("", *found.tiers)
     for index, name in enumerate(letters):
         if index == found.reference:
@@ -84,7 +94,7 @@ def _difference_table(found: Comparison, letters: Sequence[str]) -> Table:
     return table
 
 
-def _benchmark_table(found: Comparison, letters: Sequence[str], rows: Sequence[BenchmarkRow]) -> Table:
+def _benchmark_table(found: RunComparison, letters: Sequence[str], rows: Sequence[BenchmarkRow]) -> Table:
     """Each adapter's score, and below it the difference from the reference's, or why there is none."""
     table = _table("", *letters)
     for row in rows:
@@ -101,7 +111,7 @@ def _benchmark_table(found: Comparison, letters: Sequence[str], rows: Sequence[B
     return table
 
 
-def _cell(found: Comparison, value: float | None, interval: Interval | None, *, verdict: str = "") -> Text:
+def _cell(found: RunComparison, value: float | None, interval: Interval | None, *, verdict: str = "") -> Text:
     """Value, interval and verdict under one another, and the warning where the runs were forced together."""
     signed = bool(verdict)
     lines: list[str | tuple[str, str]] = [fmt.number(value, signed=signed), (f"\n{fmt.interval(interval, signed=signed)}", "dim")]
@@ -110,11 +120,11 @@ def _cell(found: Comparison, value: float | None, interval: Interval | None, *, 
     return _labelled(found, Text.assemble(*lines))
 
 
-def _labelled(found: Comparison, cell: Text) -> Text:
+def _labelled(found: RunComparison, cell: Text) -> Text:
     return cell.append(f"\n{NOT_COMPARABLE}", style="red") if found.obstacles else cell
 
 
-def _cost_table(found: Comparison, letters: Sequence[str]) -> Table:
+def _cost_table(found: RunComparison, letters: Sequence[str]) -> Table:
     table = _table("", "time", "money", "energy", "memory", "adapter")
     for name, report in zip(letters, found.reports, strict=True):
         table.add_row(name, *(_labelled(found, Text(value)) for value in cost_values(report)))
@@ -155,7 +165,7 @@ def _table(*columns: str) -> Table:
 MOST_ROWS = 400  # of the rows where runs disagree: a page of thousands is read by nobody and opens slowly
 
 
-def render_comparison(found: Comparison, paths: Sequence[Path]) -> str:
+def render_comparison(found: RunComparison, paths: Sequence[Path]) -> str:
     """The page as one string; `paths` are the run directories (or report files) in the order of the reports.
 
     One inline script filters the rows where runs disagree; without scripts all of them are shown.
@@ -183,7 +193,7 @@ def render_comparison(found: Comparison, paths: Sequence[Path]) -> str:
     )
 
 
-def _run(found: Comparison, number: int, letters: Sequence[str], *, alone: bool) -> dict[str, Any]:
+def _run(found: RunComparison, number: int, letters: Sequence[str], *, alone: bool) -> dict[str, Any]:
     report = found.reports[number]
     marks = (("reference", number == found.reference), ("failed", report.status == "failed"), ("only its report", alone))
     notes = [words for words, holds in marks if holds]
@@ -198,16 +208,16 @@ def _run(found: Comparison, number: int, letters: Sequence[str], *, alone: bool)
     }
 
 
-def _families(found: Comparison, tier: str) -> list[str]:
+def _families(found: RunComparison, tier: str) -> list[str]:
     scores = [report.arms[ARM].tiers.get(tier) for report in found.reports]
     return sorted({name for score in scores if score for name in score.families})
 
 
 def _filters(rows: Sequence[Disagreement]) -> dict[str, list[str]]:
-    return {"tier": fmt.in_tier_order({row.tier for row in rows}), "family": sorted({row.family for row in rows})}
+    return {"tier": in_tier_order({row.tier for row in rows}), "family": sorted({row.family for row in rows})}
 
 
-def _sentences(found: Comparison, letters: Sequence[str]) -> list[str]:
+def _sentences(found: RunComparison, letters: Sequence[str]) -> list[str]:
     """What follows, run by run, on the reference's primary tier; a loss elsewhere is said in the same sentence."""
     first = letters[found.reference]
     primary = found.reports[found.reference].comparison.primary
@@ -226,7 +236,7 @@ def _sentences(found: Comparison, letters: Sequence[str]) -> list[str]:
     return said
 
 
-def _charts(found: Comparison, letters: Sequence[str]) -> dict[str, Any]:
+def _charts(found: RunComparison, letters: Sequence[str]) -> dict[str, Any]:
     from markupsafe import Markup
 
     tier = found.reports[found.reference].comparison.primary

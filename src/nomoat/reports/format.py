@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, and the one sentence that says how a run ended: the same words in every view."""
+"""Numbers, names and results as a person reads them: the same words in every view."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nomoat.reports.schema import ArmScores, Benchmark, Comparison, FamilyDifference, FamilyScore, Gate, Interval
+from nomoat.reports.schema import Benchmark, Check, FamilyDifference, Gate, Interval, Report
 
 TIER_WORDS = {
-    "values": "known phrasings with new values",
+    "values": "known phrasings, new values",
     "phrasing": "unseen phrasings",
-    "family": "a kind of task it was never trained on",
-    "retention": "what the base could do before",
+    "family": "an untrained task",
+    "retention": "general questions the base could answer",
 }
-TIER_ORDER = tuple(TIER_WORDS)
 NOT_MEASURED = "not measured"
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f]")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")
-_REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # they make a line read other than it is
+_REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # bidirectional marks: a line would not read as it is
 
 
 def visible(value: object) -> str:
-    """A text that can be shown anywhere: control characters as symbols, half characters as U+FFFD, reordering marks by name."""
+    """A text that can be shown anywhere: control characters as symbols, lone surrogates as U+FFFD, bidirectional marks by name."""
     text = _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])), str(value).replace("\r\n", "\n"))
     return _REORDERING.sub(lambda found: f"[U+{ord(found[0]):04X}]", _UNPRINTABLE.sub("\ufffd", text))
 
@@ -42,11 +41,6 @@ def tier_words(tier: str) -> str:
     return TIER_WORDS.get(tier, tier)
 
 
-def in_tier_order(tiers: set[str]) -> list[str]:
-    """Tiers from the easiest question to the hardest, unknown ones last by name."""
-    return sorted(tiers, key=lambda tier: (TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER), tier))
-
-
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
     """`0.81`, `+0.76`, or `-` where there is no number."""
     if value is None:
@@ -58,7 +52,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 def interval(value: Interval | None, *, signed: bool = False) -> str:
     """`[0.75, 0.86]`, or why there is none."""
     if value is None:
-        return "too few groups for an interval"
+        return "(too few groups for an interval)"
     return f"[{number(value[0], signed=signed)}, {number(value[1], signed=signed)}]"
 
 
@@ -112,62 +106,65 @@ def money(usd: float | None) -> str:
     return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
-def headline(arms: dict[str, ArmScores], comparison: Comparison, gate: Gate | None) -> str:
-    """One plain sentence: verdict, both scores, difference, and what was lost, said from the numbers alone."""
-    sentence = _scores_sentence(arms, comparison) + _retention_clause(arms, comparison)
-    failure = failure_reason(gate)
-    return f"failed: {failure}; {sentence}" if failure else sentence
+def headline(report: Report) -> list[str]:
+    """The result in one short sentence per finding: failure, score on the primary tier, and what was forgotten."""
+    sentences = (failure_reason(report.adapter.gate), _tier_sentence(report, report.comparison.primary), _forgetting(report))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _tier_sentence(report: Report, tier: str) -> str:
+    difference = report.comparison.tiers.get(tier)
+    scores = [report.arms[arm].tiers.get(tier) for arm in ("base", "adapter")]
+    if difference is None or scores[0] is None or scores[1] is None:
+        return f"{capitalised(tier_words(tier))}: nothing was scored, so there is no verdict"
+    base, adapter = (number(score.score) for score in scores if score)
+    bounds = interval(difference.interval, signed=True)
+    return f"{capitalised(tier_words(tier))}: {adapter} vs {base} for the base ({number(difference.difference, signed=True)} {bounds})"
+
+
+def _forgetting(report: Report) -> str | None:
+    worse = report.comparison.retention_verdict == "worse" and report.comparison.primary != "retention"
+    return _tier_sentence(report, "retention") if worse else None
 
 
 def failure_reason(gate: Gate | None) -> str | None:
     """Why the run counts as failed, or None."""
     if gate is None:
-        return "the run ended before its adapter was checked"
+        return "Failed: the run ended before its adapter was checked"
     if gate.passed:
         return None
-    failed = [check.name + (f" ({check.detail})" if check.detail else "") for check in gate.checks if not check.passed]
-    return "the adapter did not pass its checks" + (f": {', '.join(failed)}" if failed else "")
+    return "Failed: " + "; ".join(f"{check.name}: {check_words(check)}" for check in gate.checks if not check.passed)
 
 
-def _scores_sentence(arms: dict[str, ArmScores], comparison: Comparison) -> str:
-    found = _pair(arms, comparison.primary)
-    difference = comparison.tiers.get(comparison.primary)
-    if found is None or difference is None:
-        return f"nothing was scored on {tier_words(comparison.primary)}, so there is no verdict"
-    base, adapter = found
-    return (
-        f"{difference.verdict}: {_score(adapter)} against {_score(base)} for the untouched base on "
-        f"{tier_words(comparison.primary)} ({_extent(difference)}), {change(difference)}"
-    )
+def check_words(check: Check) -> str:
+    """The numbers of a gate check in words."""
+    value, threshold = number_or_dash(check.value), number_or_dash(check.threshold)
+    words = {
+        "complete": f"{value} of {threshold} tensors saved",
+        "finite": f"{value} tensors hold NaN or infinity",
+        "every tensor moved": f"{value} of {check.total} tensors equal their initial value",
+        "changes the logits": f"logits change by up to {value}; reloading changes them by {number_or_dash(check.reload_error)}",
+        "lowers the loss": f"{value} with the adapter, {threshold} with the base, in nats per token on {check.total} training rows",
+        "answers differ": f"{value} of {threshold} held-out answers equal the base's",
+        "every tensor found its place": f"{check.total} tensors",
+    }.get(check.name, value)
+    example = f" (such as {check.example})" if check.example else ""
+    return f"{words}{example}{', as eval.expect_no_gain allows' if check.excused else ''}"
 
 
-def _retention_clause(arms: dict[str, ArmScores], comparison: Comparison) -> str:
-    found = _pair(arms, "retention")
-    difference = comparison.tiers.get("retention")
-    if comparison.retention_verdict != "worse" or found is None or difference is None:
-        return ""
-    base, adapter = found
-    scores = f"{_score(adapter)} against {_score(base)} ({_extent(difference)})"
-    return f"; but worse at {tier_words('retention')}: {scores}, {change(difference)}"
+def number_or_dash(value: float | None) -> str:
+    """At most four significant digits, or `-`."""
+    return "-" if value is None else f"{value:.4g}"
 
 
-def _pair(arms: dict[str, ArmScores], tier: str) -> tuple[FamilyScore, FamilyScore] | None:
-    found = [arms[name].tiers.get(tier) if name in arms else None for name in ("base", "adapter")]
-    return (found[0], found[1]) if found[0] and found[1] else None
-
-
-def _score(score: FamilyScore) -> str:
-    return number(score.score) if score.interval is None else f"{number(score.score)} {interval(score.interval)}"
-
-
-def _extent(difference: FamilyDifference) -> str:
-    return f"{plural(difference.n, 'row')} in {plural(difference.groups, 'group')}"
+def capitalised(text: str) -> str:
+    """The text with its first letter large."""
+    return text[:1].upper() + text[1:]
 
 
 def change(difference: FamilyDifference) -> str:
-    """`difference +0.76 [+0.70, +0.82]`."""
-    bounds = interval(difference.interval, signed=True)
-    return f"difference {number(difference.difference, signed=True)} " + (f"({bounds})" if difference.interval is None else bounds)
+    """`+0.76 [+0.70, +0.82]`."""
+    return f"{number(difference.difference, signed=True)} {interval(difference.interval, signed=True)}"
 
 
 def metric(score: Benchmark) -> str:

@@ -10,19 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nomoat.io import write_atomically
 from nomoat.reports import format as fmt
 from nomoat.reports import summary
+from nomoat.reports.metrics import in_tier_order
 from nomoat.reports.schema import FamilyDifference, FamilyScore, Interval, Report
 
 MAX_SHOWN = 700
 KIND_WORDS = {"won": "The adapter won", "lost": "The adapter lost", "both_wrong": "Both wrong", "both_right": "Both right"}
 TONES = {"better": ("better", "\u25b2"), "worse": ("worse", "\u25bc"), "cannot tell": ("unclear", "\u25c6")}
-
-
-def write_page(report: Report, path: Path) -> None:
-    """Write report.html into the run's directory, atomically."""
-    write_atomically(path, render_html(report, path.parent))
 
 
 def render_html(report: Report, run_dir: Path | None = None) -> str:
@@ -120,11 +115,11 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
         "claims": _claims(report),
         "path": _shown_path(report, run_dir),
         "subtitle": _subtitle(report),
-        "sentence": report.comparison.headline[:1].upper() + report.comparison.headline[1:] + ".",
+        "sentence": ". ".join(fmt.headline(report)) + ".",
         "facts": summary.main_facts(report),
         "cost_facts": summary.cost_facts(report),
         "reused": summary.reused_sentence(report),
-        "tiers": fmt.in_tier_order(set(report.baselines)),
+        "tiers": in_tier_order(set(report.baselines)),
         "score_notes": summary.score_notes(report),
         "below": "; ".join(f"{', '.join(names)} on {tier}" for tier, names in report.comparison.families_below_baseline.items() if names),
         "samples": [(words, [sample for sample in report.samples if sample.kind == kind]) for kind, words in KIND_WORDS.items()],
@@ -135,8 +130,8 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
         "lost": summary.lost_sentences(report),
         "harness": summary.harness_notes(report),
         "data": summary.data_sentences(report),
-        "provenance": _leaves(report.provenance),
-        "recipe": _leaves(report.recipe),
+        "provenance": _leaves(report.provenance.record()),
+        "recipe": _leaves(report.recipe.as_dict()),
     }
 
 
@@ -168,15 +163,13 @@ def _shown_path(report: Report, run_dir: Path | None) -> str:
 
 def _subtitle(report: Report) -> str:
     """Base, method and machine in one line, of what is known."""
-    base, device = report.provenance.get("base") or {}, report.provenance.get("device") or {}
     rank = f"rank {report.adapter.rank}" if report.adapter.rank else None
     stated = "trained in full (the adapter below is the whole model)" if report.adapter.method == "full" else report.adapter.method
     method = " ".join(str(part) for part in (stated, rank) if part)
-    model = str(base.get("name") or "").partition("@")[0].rpartition("/")[2]  # its revision and file stand under provenance
-    parts = [model, method, device.get("name")]
+    parts = [report.base_name, method, report.provenance.device.name]
     line = ", ".join(str(part) for part in parts if part)
-    note = str(base.get("note") or "")
-    return f"{line}. {note[:1].upper()}{note[1:]}." if note else line
+    note = report.provenance.base.note
+    return f"{line}. {fmt.capitalised(note)}." if note else line
 
 
 def _leaves(value: Any) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""From the compact rows of a report to every score, baseline and verdict in it.
+"""Every score, baseline and verdict of a report, computed from its rows; and standard benchmarks from the pairs of eval/harness.jsonl.
 
 The same functions run when a report is written and when it is read again: that is how an edited number is noticed.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nomoat.reports import format as fmt
 from nomoat.reports.schema import (
     ARMS,
     OPTIONAL_ARMS,
+    TIERS,
     ArmScores,
     Baseline,
     Benchmark,
@@ -21,7 +21,6 @@ from nomoat.reports.schema import (
     FamilyBaseline,
     FamilyDifference,
     FamilyScore,
-    Gate,
     Interval,
     TierDifference,
     TierScore,
@@ -30,17 +29,15 @@ from nomoat.reports.schema import (
 from nomoat.stats.intervals import mean_interval, rate_interval, tier_estimate
 from nomoat.stats.paired import paired_difference
 
-# MERGED benchmarks:
-# From the pairs of eval/harness.jsonl to what a report says of a standard benchmark: scores, paired differences, intervals.
-#
-# Each document is a group of its own. A metric that is no mean over documents keeps the harness's
-# totals, and gets no interval; nor does one that leaves the range from 0 to 1, such as a perplexity.
-
 OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
 
 
 def benchmark_scores(lines: Sequence[dict[str, Any]], tasks: dict[str, dict[str, Any]]) -> list[Benchmark]:
-    """One entry for each task, metric and filter, in the order of the lines; `tasks` says which way each metric points."""
+    """One entry for each task, metric and filter, in the order of the lines; `tasks` says which way each metric points.
+
+    Each document is a cluster. A metric that is not a mean over documents keeps the harness's totals and gets no interval; nor does one
+    that leaves the range from 0 to 1, such as a perplexity.
+    """
     keys = list(dict.fromkeys((line["task"], line["metric"], line["filter"]) for line in lines))
     return [
         _benchmark(
@@ -78,6 +75,11 @@ def _score_interval(scores: Sequence[float], documents: Sequence[Any]) -> Interv
     return rate_interval(scores, documents) if set(scores) <= {0, 1} else mean_interval(scores, documents, (0.0, 1.0))
 
 
+def in_tier_order(tiers: set[str]) -> list[str]:
+    """Tiers from the easiest question to the hardest, unknown ones last by name."""
+    return sorted(tiers, key=lambda tier: (TIERS.index(tier) if tier in TIERS else len(TIERS), tier))
+
+
 Found = TypeVar("Found")
 
 
@@ -90,10 +92,10 @@ class Aggregates:
     comparison: Comparison
 
 
-def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) -> Aggregates:
-    """Compute all of a report's scores and comparisons from its rows; `gate` only enters the headline."""
-    tiers = {tier: [row for row in rows if row[1] == tier] for tier in fmt.in_tier_order({row[1] for row in rows})}
-    asked = [arm for arm in OPTIONAL_ARMS if any(arm in row[4] for row in rows)]
+def aggregate(rows: Sequence[CompactRow], *, primary: str) -> Aggregates:
+    """All scores and comparisons of a report from its rows; `primary` is the tier that decides its verdict."""
+    tiers = {tier: [row for row in rows if row.tier == tier] for tier in in_tier_order({row.tier for row in rows})}
+    asked = [arm for arm in OPTIONAL_ARMS if any(arm in row.values for row in rows)]
     arms = {arm: ArmScores(tiers={tier: _tier_score(of, arm) for tier, of in tiers.items()}) for arm in (*ARMS, *asked)}
     baselines = {tier: _baseline(of) for tier, of in tiers.items()}
     against_base = _present({tier: tier_difference(of, "base") for tier, of in tiers.items()})
@@ -101,35 +103,32 @@ def aggregate(rows: Sequence[CompactRow], *, primary: str, gate: Gate | None) ->
         primary=primary,
         verdict=against_base[primary].verdict if primary in against_base else None,
         retention_verdict=against_base["retention"].verdict if "retention" in against_base else None,
-        headline="",
         tiers=against_base,
         few_shot=_present({tier: tier_difference(of, "few_shot") for tier, of in tiers.items()}),
         merged=_present({tier: tier_difference(of, "merged") for tier, of in tiers.items()}),
         families_below_baseline=_below_baseline(arms["adapter"], baselines),
     )
-    headline = fmt.headline(arms, comparison, gate)
-    return Aggregates(arms, baselines, comparison.model_copy(update={"headline": headline}))
+    return Aggregates(arms, baselines, comparison)
 
 
 def _tier_score(rows: Sequence[CompactRow], arm: str) -> TierScore | None:
-    if not any(arm in row[4] for row in rows):
+    if not any(arm in row.values for row in rows):
         return None
     families = _by_family(rows, lambda of: _family_score(of, arm))
-    note = f"this tier has one family, {next(iter(families))}, and its score speaks of no other" if len(families) == 1 else None
-    return TierScore(**dict(_family_score(rows, arm)), families=families, note=note)
+    return TierScore(**dict(_family_score(rows, arm)), families=families)
 
 
 def _family_score(rows: Sequence[CompactRow], arm: str) -> FamilyScore:
-    run = [row for row in rows if arm in row[4]]
-    scored = [row for row in run if row[4][arm] is not None]
-    estimate = tier_estimate(_values(scored, arm), [row[2] for row in scored], [row[3] for row in scored]) if scored else None
+    run = [row for row in rows if arm in row.values]
+    scored = [row for row in run if row.values[arm] is not None]
+    estimate = tier_estimate(_values(scored, arm), [row.family for row in scored], [row.group for row in scored]) if scored else None
     return FamilyScore(
         n=len(scored),
         groups=estimate.groups if estimate else 0,
         score=estimate.score if estimate else None,
         interval=estimate.interval if estimate else None,
         unscored=len(run) - len(scored),
-        unstopped=sum(f"unstopped_{arm}" in row[4] for row in run),
+        unstopped=sum(f"unstopped_{arm}" in row.values for row in run),
         lenient=_mean_over_families(rows, f"lenient_{arm}"),
         bits_per_byte=_bits_per_byte(rows, f"bits_{arm}"),
     )
@@ -152,7 +151,7 @@ def tier_difference(rows: Sequence[CompactRow], other: str) -> TierDifference | 
 
 def _family_difference(rows: Sequence[CompactRow], other: str) -> FamilyDifference | None:
     """The adapter minus `other`, over the rows that both have a score for."""
-    both = [row for row in rows if row[4].get("adapter") is not None and row[4].get(other) is not None]
+    both = [row for row in rows if row.values.get("adapter") is not None and row.values.get(other) is not None]
     if not both:
         return None
     return paired(_values(both, "adapter"), _values(both, other), both)
@@ -160,7 +159,7 @@ def _family_difference(rows: Sequence[CompactRow], other: str) -> FamilyDifferen
 
 def paired(a: Sequence[float], b: Sequence[float], rows: Sequence[CompactRow]) -> FamilyDifference:
     """`a` minus `b`, scores of the same rows in the same order."""
-    found = paired_difference(list(a), list(b), [row[2] for row in rows], [row[3] for row in rows])
+    found = paired_difference(list(a), list(b), [row.family for row in rows], [row.group for row in rows])
     return FamilyDifference(**{name: getattr(found, name) for name in FamilyDifference.model_fields})
 
 
@@ -180,7 +179,7 @@ def _clears(score: FamilyScore, baseline: FamilyBaseline) -> bool:
 
 
 def _by_family(rows: Sequence[CompactRow], compute: Callable[[list[CompactRow]], Found]) -> dict[str, Found]:
-    return {family: compute([row for row in rows if row[2] == family]) for family in sorted({row[2] for row in rows})}
+    return {family: compute([row for row in rows if row.family == family]) for family in sorted({row.family for row in rows})}
 
 
 def _present(found: dict[str, Found | None]) -> dict[str, Found]:
@@ -188,7 +187,7 @@ def _present(found: dict[str, Found | None]) -> dict[str, Found]:
 
 
 def _values(rows: Sequence[CompactRow], key: str) -> list[float]:
-    return [float(value) for row in rows if (value := row[4].get(key)) is not None]
+    return [float(value) for row in rows if (value := row.values.get(key)) is not None]
 
 
 def _mean_over_families(rows: Sequence[CompactRow], key: str) -> float | None:
@@ -198,5 +197,5 @@ def _mean_over_families(rows: Sequence[CompactRow], key: str) -> float | None:
 
 def _bits_per_byte(rows: Sequence[CompactRow], key: str) -> float | None:
     """Total bits over total bytes: a mean of ratios would let short references weigh most."""
-    pairs = [(bits, length) for row in rows if (bits := row[4].get(key)) is not None and (length := row[4].get("bytes"))]
+    pairs = [(bits, length) for row in rows if (bits := row.values.get(key)) is not None and (length := row.values.get("bytes"))]
     return sum(bits * length for bits, length in pairs) / sum(length for _, length in pairs) if pairs else None

@@ -1,14 +1,15 @@
 """The published reports in recipes/reference/, and the tables that the READMEs show of them.
 
 `<recipe>.json` is the report of a real run of that recipe; `<recipe>.<variant>.json` one of the same recipe with another seed
-(`seed1`, `seed2`), on fewer rows (`quarter`: of its own; `rows25`: 0.25 of all there are), or on another machine (any other name).
-`precision/` holds one recipe in several precisions, `speed/` what `make bench` found. No table is written by hand.
+(`seed1`, `seed2`), on fewer rows (`quarter`: of the recipe's; `rows25`: 0.25 of the set's), or on another machine (any other name).
+`precision/` holds one recipe in several precisions, `speed/` the results of `make bench`. Only tables are
+generated.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from nomoat.errors import NomoatError
 from nomoat.reports import format as fmt
 from nomoat.reports.build import read_report
 from nomoat.reports.compare import compare, paired_tiers
-from nomoat.reports.schema import FamilyDifference, Report
+from nomoat.reports.metrics import in_tier_order
+from nomoat.reports.schema import Report
 from nomoat.stats.intervals import SeedsEstimate, seeds_estimate
 from nomoat.stats.paired import NORMAL_95
 
@@ -84,11 +86,11 @@ def score_table(found: PublishedRuns) -> str:
     """Tier by tier: base, base with examples, adapter with its interval, and what several seeds say."""
     several = len(found.seeds) > 1
     lines = [
-        f"| tier | rows | base | base with 4 examples | adapter (seed {found.main.provenance.get('seed')}) |"
+        f"| tier | rows | base | base with 4 examples | adapter (seed {found.main.seed}) |"
         + (f" mean of {len(found.seeds)} seeds | gain over the base |" if several else ""),
         "|---|---|---|---|---|" + ("---|---|" if several else ""),
     ]
-    for tier in fmt.in_tier_order(set(found.main.comparison.tiers)):
+    for tier in in_tier_order(set(found.main.comparison.tiers)):
         arms = [found.main.arms[name].tiers.get(tier) for name in ("base", "few_shot", "adapter")]
         adapter = arms[2]
         shown = [fmt.number(arm.score) if arm else "-" for arm in arms[:2]]
@@ -102,120 +104,57 @@ def score_table(found: PublishedRuns) -> str:
     return "\n".join(lines)
 
 
-def cost_sentence(report: Report) -> str:
-    """What the run took: time in all and in training, speed, memory, money (or what a rental would have been), adapter size."""
-    cost, adapter = report.cost, report.adapter
-    device = report.provenance.get("device") or {}
-    money = fmt.money(cost.usd) if cost.usd is not None else f"no figure in dollars ({(cost.usd_reason or '').partition(':')[0]})"
-    if cost.usd is None and cost.usd_as_if is not None:
-        money = f"{fmt.money(cost.usd_as_if)} {cost.usd_as_if_label}"
-    return (
-        f"{fmt.duration(cost.seconds)} in all, {fmt.duration(cost.seconds_by_phase.get('train'))} of it training "
-        f"({fmt.counted(cost.tokens_seen)} tokens, {fmt.counted(cost.tokens_per_second)} a second), on {device.get('name')} "
-        f"with {report.provenance.get('threads')} threads; at most {fmt.size(cost.peak_memory_bytes)} of memory; {money}; "
-        f"an adapter of {fmt.size(adapter.bytes)}."
-    )
-
-
-def quarter_sentence(found: PublishedRuns) -> str:
-    """What a quarter of the training rows gives: the check that the scores come from the rows."""
-    if found.quarter is None:
-        return ""
-    return f"The same recipe on a quarter of the training rows: {_lost(found.main, found.quarter)}."
-
-
-def fewer_sentence(main: Report, fewer: Report) -> str:
-    """What a run on fewer rows takes, and what it loses row by row against the recipe as it stands."""
-    fraction = fewer.recipe["data"]["fraction"]
-    scores = " and ".join(fmt.number(seeds_score([fewer], tier)) for tier in JUDGED)
-    taken_over = sum(fewer.cost.reused_seconds.values())
-    first = f", {fmt.duration(fewer.cost.seconds + taken_over)} where the base has not been scored before," if taken_over else ""
-    return (
-        f'In less time: `make train SET="data.fraction={fraction}"` took {fmt.duration(fewer.cost.seconds)}{first} on '
-        f"{(fewer.provenance.get('device') or {}).get('name')} with {fewer.provenance.get('threads')} threads and ended at {scores} (seed "
-        f"{fewer.provenance.get('seed')}): {_lost(main, fewer)}."
-    )
-
-
-def _lost(main: Report, fewer: Report) -> str:
-    return " and ".join(
-        f"{_signed(_turned(lost))} on {fmt.tier_words(tier)}" for tier, lost in paired_tiers(main, fewer).items() if tier in JUDGED
-    )
-
-
-def _signed(difference: FamilyDifference) -> str:
-    return f"{fmt.number(difference.difference, signed=True)} {fmt.interval(difference.interval, signed=True)}"
-
-
-def _turned(found: FamilyDifference) -> FamilyDifference:
-    bounds = None if found.interval is None else (-found.interval[1], -found.interval[0])
-    return found.model_copy(update={"difference": -found.difference, "interval": bounds})
-
-
-def report_block(found: PublishedRuns) -> str:
-    """The README's block: verdict, table, costs."""
-    return "\n\n".join(
-        part
-        for part in (
-            f"> {found.main.comparison.headline}",
-            score_table(found),
-            cost_sentence(found.main),
-            quarter_sentence(found),
-            *(fewer_sentence(found.main, one) for one in found.fewer),
-        )
-        if part
-    )
+def fewer_table(runs: PublishedRuns) -> str:
+    """The recipe's runs on fewer training rows: rows, time, scores, and the paired difference from the full recipe."""
+    lines = [
+        f"| training rows | time, in all | {' | '.join(fmt.tier_words(tier) for tier in JUDGED)} | "
+        f"{' | '.join(f'{fmt.tier_words(tier)}, difference' for tier in JUDGED)} |",
+        "|---" * (2 + 2 * len(JUDGED)) + "|",
+    ]
+    for report in [*([runs.quarter] if runs.quarter else []), *runs.fewer, runs.main]:
+        differences = {} if report is runs.main else paired_tiers(report, runs.main)
+        cells = [fmt.number(seeds_score([report], tier)) for tier in JUDGED]
+        cells += [fmt.change(differences[tier]) if tier in differences else "-" for tier in JUDGED]
+        rows = fmt.counted(report.data.train.rows if report.data.train else None)
+        lines.append(f"| {rows} | {fmt.duration(report.cost.seconds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def recipe_lines(found: PublishedRuns) -> str:
     """One recipe in the table of recipes/README.md: a line for its seeds together, then one for each run that differs as stated."""
     several = f" (mean of {len(found.seeds)} seeds)" if len(found.seeds) > 1 else ""
-    fewer = [_line(found.recipe, [one], f" (data.fraction={one.recipe['data']['fraction']})") for one in found.fewer]
+    fewer = [_line(found.recipe, [one], f" (data.fraction={one.recipe.data.fraction:g})") for one in found.fewer]
     return "\n".join([_line(found.recipe, found.seeds, several), *fewer, *(_line(found.recipe, [one], "") for one in found.elsewhere)])
 
 
 def _line(recipe: str, seeds: Sequence[Report], note: str) -> str:
     report = seeds[0]
-    base = str((report.provenance.get("base") or {}).get("name", "")).partition("@")[0]
     scores = [fmt.number(seeds_score(seeds, tier)) for tier in JUDGED]
-    cost, device = report.cost, report.provenance.get("device") or {}
-    count = report.provenance.get("threads")
-    threads = f", {count} thread{'' if count == 1 else 's'}" if device.get("kind") == "cpu" else ""
+    cost, device, count = report.cost, report.provenance.device, report.provenance.threads
+    threads = f", {fmt.plural(count, 'thread')}" if device.kind == "cpu" and count else ""
     memory = fmt.size(cost.peak_memory_bytes)
     memory += "" if cost.peak_device_bytes is None else f", {fmt.size(cost.peak_device_bytes)} on the GPU"
     money = f"as if {fmt.money(cost.usd_as_if)}" if cost.usd is None and cost.usd_as_if is not None else fmt.money(cost.usd)
     return (
-        f"| [{recipe}]({recipe}.yaml) | {base} | {device.get('name')}{threads}, {report.provenance.get('dtype')} | {memory} | "
+        f"| [{recipe}]({recipe}.yaml) | {report.base_name} | {device.name}{threads}, {report.provenance.dtype} | {memory} | "
         f"{fmt.duration(cost.seconds)} | {money} | {' / '.join(scores)}{note} |"
     )
 
 
 def precision_table(folder: Path, reference: str = "bfloat16") -> str:
-    """What a quantised base loses: each report below `folder`, named for its precision, against the one called `reference`.
+    """Quality cost of quantising the base: each report below `folder`, named for its precision, minus the one called `reference`.
 
     Raises NomoatError where one is missing, does not hold or cannot be compared.
     """
     names = [reference, *sorted(path.stem for path in folder.glob("*.json") if path.stem != reference)]
     found = compare([read_report(folder / f"{name}.json") for name in names])
-    head = [f"{fmt.tier_words(tier)}{less}" for less in ("", f", less {reference}") for tier in JUDGED]
+    head = [f"{fmt.tier_words(tier)}{minus}" for minus in ("", f", minus {reference}") for tier in JUDGED]
     lines = [f"| base in | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
     for name, report, lost in zip(names, found.reports, found.differences, strict=True):
         cells = [fmt.number(seeds_score([report], tier)) for tier in JUDGED]
-        cells += ["-" if name == reference else _signed(lost[tier]) for tier in JUDGED]
+        cells += ["-" if name == reference else fmt.change(lost[tier]) for tier in JUDGED]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\n" + _how_sure(found.reports[0], found.differences[1:])
-
-
-def _how_sure(first: Report, lost: Sequence[Mapping[str, FamilyDifference]]) -> str:
-    """From how many rows and seeds, and how many of the differences are more than chance."""
-    compared = [one[tier] for one in lost for tier in JUDGED]
-    told = sum(one.verdict != "cannot tell" for one in compared)
-    heldout = sum(lost[0][tier].n for tier in JUDGED)
-    rows = fmt.counted(first.data.train.rows if first.data.train else None)
-    return (
-        f"{rows} training rows, seed {first.provenance.get('seed')}, one run each. With {heldout} held-out rows "
-        f"{told or 'none'} of these {len(compared)} differences can be told from none."
-    )
+    return "\n".join(lines)
 
 
 def fill_blocks(text: str, blocks: dict[str, str]) -> str:

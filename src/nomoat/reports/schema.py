@@ -1,34 +1,43 @@
-"""The shape of `report.json`: what is said about a run, and nothing about how it is computed or shown.
+"""The shape of `report.json`: numbers and names, none of the sentences that views make of them.
 
-Scores lie between 0 and 1, intervals are `(low, high)` at 95 %, sizes are bytes, times seconds; null means "not measured".
+Scores lie between 0 and 1, intervals are `(low, high)` at 95 %, sizes are bytes, times seconds; null means "not measured". A report of an
+older schema version is brought to this one when it is read (migrate.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_serializer
 
-# MERGED score_schema:
-# The part of `report.json` that speaks of scores: rows, arms, baselines, differences. Units are those of `report_schema`.
+from nomoat.config.schema import Recipe
+from nomoat.io import Record
+from nomoat.runs.costs import Cost
+from nomoat.runs.provenance import Provenance
 
+TIERS = ("values", "phrasing", "family", "retention")  # from the easiest question to the hardest
 ARMS = ("base", "few_shot", "adapter")
 OPTIONAL_ARMS = ("merged",)  # only where a recipe or `make eval ARMS=` asks for them
 Interval = tuple[float, float]
 Verdict = Literal["better", "worse", "cannot tell"]
-CompactRow = tuple[str, str, str, str, dict[str, float | None]]
-"""`[id, tier, family, group, {what: value}]`. `what` is an arm (its score, null if unscored), `majority`, `nearest_row`,
-`lenient_<arm>`, `unstopped_<arm>` (1, only where the arm ran into the token limit), `bits_<arm>` (bits per byte of the
-reference) and `bytes` (the reference's length, the weight of `bits_<arm>`)."""
 
 
-class Part(BaseModel):
-    """A frozen piece of a report: an unknown key, NaN or infinity is an error."""
+class CompactRow(NamedTuple):
+    """One held-out row, `[id, tier, family, group, {key: value}]` in JSON.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A key is an arm (its score, null if unscored), `majority`, `nearest_row`, `lenient_<arm>`, `unstopped_<arm>` (1, only where the answer
+    was cut off), `bits_<arm>` (bits per byte of the reference) and `bytes` (the reference's length, the weight of `bits_<arm>`).
+    """
+
+    id: str
+    tier: str
+    family: str
+    group: str
+    values: dict[str, float | None]
 
 
-class FamilyScore(Part):
+class FamilyScore(Record):
     """How one arm did on the rows of one family."""
 
     n: int
@@ -41,7 +50,7 @@ class FamilyScore(Part):
     unstopped: int
     """Rows whose output ran into the token limit before the end-of-turn token."""
     lenient: float | None
-    """Mean of the lenient score (the answer stands anywhere in the output)."""
+    """Mean of the lenient score (the answer appears anywhere in the output)."""
     bits_per_byte: float | None
     """Bits per byte of the reference completions: comparable across tokenizers, lower is better."""
 
@@ -50,18 +59,16 @@ class TierScore(FamilyScore):
     """How one arm did on one tier: the mean over its families."""
 
     families: dict[str, FamilyScore]
-    note: str | None = None
-    """What the interval does not speak of, said where a tier has a single family."""
 
 
-class ArmScores(Part):
+class ArmScores(Record):
     """One arm; a tier it was not run on is null."""
 
     tiers: dict[str, TierScore | None]
 
 
-class FamilyBaseline(Part):
-    """What needs no training: the commonest answer, the nearest training row's answer, and mere containment."""
+class FamilyBaseline(Record):
+    """Baselines that need no training: the majority answer, the nearest training row's answer, and mere containment."""
 
     majority: float | None
     nearest_row: float | None
@@ -75,7 +82,7 @@ class Baseline(FamilyBaseline):
     families: dict[str, FamilyBaseline]
 
 
-class FamilyDifference(Part):
+class FamilyDifference(Record):
     """The adapter minus another arm, paired row by row."""
 
     difference: float
@@ -95,34 +102,30 @@ class TierDifference(FamilyDifference):
     families: dict[str, FamilyDifference]
 
 
-class Comparison(Part):
-    """The adapter against the untouched base, and what to conclude."""
+class Comparison(Record):
+    """The adapter against the untouched base, and the verdicts."""
 
     primary: str
     """The tier that decides `verdict`."""
     verdict: Verdict | None
     retention_verdict: Verdict | None
-    headline: str
     tiers: dict[str, TierDifference]
     few_shot: dict[str, TierDifference]
     """By tier: the adapter against the base with examples in its prompt."""
-    merged: dict[str, TierDifference] = {}
+    merged: dict[str, TierDifference] = Field(default_factory=dict)
     """By tier: the adapter against itself merged into the 16-bit base."""
     families_below_baseline: dict[str, list[str]]
     """By tier: families whose adapter interval does not lie above both majority and nearest row."""
 
 
-SCHEMA_VERSION = 1
-
-
-class Neutral(Part):
+class Neutral(Record):
     """Bits per byte of a fixed text that has nothing to do with the task, by arm."""
 
     bytes: int
     bits_per_byte: dict[str, float]
 
 
-class Benchmark(Part):
+class Benchmark(Record):
     """One metric of a standard benchmark, as lm-evaluation-harness scores it, for base and adapter."""
 
     task: str
@@ -141,7 +144,7 @@ class Benchmark(Part):
     verdict: Verdict
 
 
-class Harness(Part):
+class Harness(Record):
     """Standard benchmarks: which, of which version, asked how, and what came out."""
 
     lm_eval: str
@@ -152,55 +155,45 @@ class Harness(Part):
     scores: list[Benchmark]
 
 
-class Cost(Part):
-    """What the run used, summed over every stretch of it, the failed and the killed ones included."""
+class Check(Record):
+    """One check of the trained adapter, read back from disk.
 
-    seconds: float
-    seconds_by_phase: dict[str, float]
-    compute_seconds: float
-    usd: float | None
-    """Rental: seconds times the stated rate."""
-    usd_reason: str
-    """Where the rate comes from, or why there is no figure."""
-    usd_electricity: float | None
-    usd_electricity_reason: str
-    usd_as_if: float | None
-    """What a rented machine of this kind would have cost; nobody paid it."""
-    usd_as_if_label: str | None
-    energy_wh: float | None
-    energy_note: str
-    peak_memory_bytes: int | None
-    """Resident memory of the process."""
-    peak_device_bytes: int | None
-    waited_share: float | None = None
-    """Of the time that its threads were ready to run, what they waited for a core, from 0 to 1; where it is not small, others had it."""
-    tokens_seen: int
-    tokens_trained: int
-    tokens_per_second: float | None
-    segments: int
-    interrupted: int
-    """Segments that failed or were killed; they are counted above."""
-    reused_seconds: dict[str, float]
-    """Seconds that results taken over from an earlier run took when they were made; not counted above."""
-
-
-class GateCheck(Part):
-    """One check of the trained adapter, read back from disk."""
+    `value` is what was measured and `threshold` what it is compared with; what both are depends on `name` (format.check_words).
+    """
 
     name: str
     passed: bool
-    detail: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    total: int | None = None
+    """The number of tensors or rows that were looked at."""
+    reload_error: float | None = None
+    """Largest difference between the logits of the adapter in memory and of the same adapter read back from disk."""
+    example: str | None = None
+    """The first tensor that failed."""
+    excused: bool = False
+    """Not met, as `eval.expect_no_gain` allows."""
 
 
-class Gate(Part):
-    """Whether the adapter is real."""
+class Gate(Record):
+    """Whether the adapter is real: all checks have to pass."""
 
     passed: bool
-    checks: list[GateCheck]
+    checks: tuple[Check, ...]
+
+    @classmethod
+    def of(cls, checks: Iterable[Check]) -> Gate:
+        """The gate of these checks."""
+        checks = tuple(checks)
+        return cls(passed=all(check.passed for check in checks), checks=checks)
+
+    def check(self, name: str) -> Check | None:
+        """The check of that name, if it was made."""
+        return next((check for check in self.checks if check.name == name), None)
 
 
-class AdapterFacts(Part):
-    """What came out, and how large it is beside the base."""
+class AdapterFacts(Record):
+    """The adapter's size and settings, with the base's size for comparison."""
 
     method: str | None = None
     rank: int | None = None
@@ -214,8 +207,8 @@ class AdapterFacts(Part):
     gate: Gate | None = None
 
 
-class Split(Part):
-    """Rows of one training split."""
+class Split(Record):
+    """Rows of one split."""
 
     rows: int
     tokens: int | None = None
@@ -224,7 +217,7 @@ class Split(Part):
     families: dict[str, int] = Field(default_factory=dict)
 
 
-class HeldOut(Part):
+class HeldOut(Record):
     """Held-out rows: how many there are and how many were scored."""
 
     available: int
@@ -232,7 +225,7 @@ class HeldOut(Part):
     families: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
-class Leaks(Part):
+class Leaks(Record):
     """Held-out prompts found again in the training rows, by kind of match."""
 
     exact: int
@@ -241,24 +234,31 @@ class Leaks(Part):
     examples: list[Any] = Field(default_factory=list)
 
 
-class DataFacts(Part):
-    """What it was trained and scored on."""
+class Packing(Record):
+    """Whether rows were packed, and why."""
+
+    packed: bool
+    reason: str = ""
+
+
+class DataFacts(Record):
+    """The rows of training and scoring."""
 
     train: Split | None = None
     validation: Split | None = None
     heldout: HeldOut | None = None
-    packing: dict[str, Any] | None = None
+    packing: Packing | None = None
     decoded_sample: dict[str, str] | None = None
 
 
-class LossCurve(Part):
+class LossCurve(Record):
     """`training`: (step, loss), at most 400 points, each the mean of neighbouring steps; `validation`: (step, loss, bits per byte)."""
 
     training: list[tuple[float, float]]
     validation: list[tuple[float, float | None, float | None]]
 
 
-class Sample(Part):
+class Sample(Record):
     """One held-out row side by side; texts are cut to a length that can be read."""
 
     kind: Literal["won", "lost", "both_right", "both_wrong"]
@@ -271,14 +271,14 @@ class Sample(Part):
     scores: dict[str, float | None]
 
 
-class Report(Part):
-    """Everything said about one run; the terminal, the page and every comparison are views of it."""
+class Report(Record):
+    """The whole record of one run; the terminal, the page and every comparison are views of it."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     run: str
     created: str | None
     status: Literal["finished", "failed"]
-    recipe: dict[str, Any]
+    recipe: Recipe
     arms: dict[str, ArmScores]
     baselines: dict[str, Baseline]
     comparison: Comparison
@@ -290,13 +290,27 @@ class Report(Part):
     leaks: Leaks | None
     learning_curve: LossCurve
     samples: list[Sample]
-    provenance: dict[str, Any]
+    provenance: Provenance
     """`environment.json` as the run wrote it."""
     rows: list[CompactRow]
     files: dict[str, str]
     """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
 
+    @field_serializer("recipe")
+    def _portable_recipe(self, recipe: Recipe) -> dict[str, Any]:
+        return recipe.as_dict()
+
+    @property
+    def base_name(self) -> str:
+        """The base as tables and pages call it."""
+        return self.provenance.base.display_name or self.provenance.base.name
+
+    @property
+    def seed(self) -> int:
+        """The seed of training."""
+        return self.provenance.seed or 0
+
     @property
     def shared(self) -> bool:
         """Whether other work ran on the machine meanwhile, as the recipe says (hardware.shared): its times are longer than alone."""
-        return bool((self.recipe.get("hardware") or {}).get("shared"))
+        return self.recipe.hardware.shared

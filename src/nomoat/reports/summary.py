@@ -1,17 +1,22 @@
-"""What a run used and what came out, as (name, value, explanation): the terminal and the page print the same facts."""
+"""Summary of a report: its figures and sentences, which the terminal and the page share, and the terminal's view of them in 80 columns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from nomoat.reports import format as fmt
-from nomoat.reports.schema import Report
-from nomoat.runs.costs import WAITING
+from nomoat.reports.metrics import in_tier_order
+from nomoat.reports.schema import ARMS, Harness, Interval, Report
+from nomoat.runs.costs import HOW_TO_STATE, WAITING
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure to print, such as Fact("Peak memory", "2.9 GB", "resident")."""
+    """One figure to print, such as Figure("Peak memory", "2.9 GB", "resident")."""
 
     name: str
     value: str
@@ -40,7 +45,7 @@ SIMILARITY = (
 
 
 def time_fact(report: Report) -> Figure:
-    """Elapsed time of every stretch of the run."""
+    """Elapsed time of all segments of the run."""
     cost = report.cost
     training = cost.seconds_by_phase.get("train")
     notes = [f"{fmt.duration(training)} of it training"] if training else []
@@ -48,26 +53,26 @@ def time_fact(report: Report) -> Figure:
         notes.append("other work ran on the machine meanwhile")
     waited = cost.waited_share or 0.0
     if waited >= WAITING:
-        notes.append(f"its threads waited for a core for {waited:.0%} of the time they could have run")
+        notes.append(f"its threads waited for a CPU for {waited:.0%} of their runnable time, so it is not compared by time")
     return Figure("Time", fmt.duration(cost.seconds), "; ".join(notes))
 
 
 def money_facts(report: Report) -> list[Figure]:
-    """Rental at the stated rate or why there is none; apart from it electricity, and what a rented machine would have cost."""
+    """Rental at the stated rate or why there is none; apart from it electricity, and the price of a rented machine of this kind."""
     cost = report.cost
-    facts = [Figure("Money", fmt.money(cost.usd), cost.usd_reason)]
+    facts = [Figure("Money", fmt.money(cost.usd), cost.usd_reason + (f": {HOW_TO_STATE}" if cost.rate_unknown else ""))]
     if cost.usd_electricity is not None:
         facts.append(Figure("Electricity", fmt.money(cost.usd_electricity), cost.usd_electricity_reason))
     if cost.usd_as_if_label is not None:
-        facts.append(Figure("As if rented", fmt.money(cost.usd_as_if), cost.usd_as_if_label.removeprefix("as if rented ")))
+        facts.append(Figure("As if rented", fmt.money(cost.usd_as_if), cost.usd_as_if_label))
     return facts
 
 
 def energy_fact(report: Report) -> Figure:
-    """Energy, which is never 0 when nobody measured it."""
+    """Energy, which is never 0 where it was not measured."""
     cost = report.cost
     value = fmt.NOT_MEASURED if cost.energy_wh is None else f"{cost.energy_wh:.3g} Wh"
-    return Figure("Energy", value, cost.energy_note.removeprefix(f"{fmt.NOT_MEASURED}: "))
+    return Figure("Energy", value, cost.energy_note)
 
 
 def memory_fact(report: Report) -> Figure:
@@ -78,26 +83,26 @@ def memory_fact(report: Report) -> Figure:
 
 
 def tokens_facts(report: Report) -> list[Figure]:
-    """Training tokens, and how many a second."""
+    """Training tokens, and tokens per second."""
     cost = report.cost
     tokens = Figure("Training tokens", fmt.counted(cost.tokens_seen), f"{fmt.counted(cost.tokens_trained)} of them with a label")
     if cost.tokens_per_second is None:
         return [tokens, Figure("Training speed", fmt.NOT_MEASURED)]
     speed = f"{fmt.counted(cost.tokens_per_second)} tokens/s"
-    return [tokens, Figure("Training speed", speed, "over the seconds of optimiser steps, padding not counted")]
+    return [tokens, Figure("Training speed", speed, "over the time of optimiser steps, padding not counted")]
 
 
 def adapter_fact(report: Report) -> Figure:
-    """Size of what has to be kept, beside the base."""
+    """Size of the adapter and of its base."""
     adapter = report.adapter
-    base = f"beside a base of {fmt.size(adapter.base_bytes_16bit)} in 16 bits" if adapter.base_bytes_16bit else ""
+    base = f"its base has {fmt.size(adapter.base_bytes_16bit)} in 16 bits" if adapter.base_bytes_16bit else ""
     if base and adapter.base_bytes_download:
         base += f", {fmt.size(adapter.base_bytes_download)} to download"
     return Figure("Adapter", fmt.size(adapter.bytes), base)
 
 
 def parameters_fact(report: Report) -> Figure:
-    """Trained parameters beside those of the base."""
+    """Trained parameters and those of the base."""
     adapter = report.adapter
     share = ""
     if adapter.parameters is not None and adapter.base_parameters:
@@ -106,12 +111,11 @@ def parameters_fact(report: Report) -> Figure:
 
 
 def main_facts(report: Report) -> list[Figure]:
-    """The three figures that stand beside the verdict."""
+    """The three figures next to the verdict."""
     money, *others = money_facts(report)
     if report.cost.usd is None:
-        why = money.more.partition(":")[0]  # how to state a rate is told where all costs are
         known = [f"{other.name.lower()}: {other.value}" for other in others if other.value != money.value]
-        money = Figure(money.name, money.value, "; ".join([why, *known]))
+        money = Figure(money.name, money.value, "; ".join([report.cost.usd_reason, *known]))
     return [time_fact(report), money, adapter_fact(report)]
 
 
@@ -126,12 +130,12 @@ def cost_facts(report: Report) -> list[Figure]:
 
 
 def reused_sentence(report: Report) -> str | None:
-    """What was taken over from an earlier run, and what it took then."""
+    """Results reused from an earlier run, and what they took then."""
     reused = report.cost.reused_seconds
     if not reused:
         return None
     named = ", ".join(f"{PHASE_WORDS.get(phase, phase)} ({fmt.duration(of)})" for phase, of in reused.items())
-    return f"Taken over from an earlier run, not counted above: {named}."
+    return f"Reused from an earlier run, not counted above: {named}."
 
 
 def phase_seconds(report: Report) -> list[tuple[str, float]]:
@@ -142,13 +146,13 @@ def phase_seconds(report: Report) -> list[tuple[str, float]]:
 
 
 def score_notes(report: Report) -> list[str]:
-    """What a reader of the score table has to know: one-family tiers, unscored and unstopped rows, rows left out."""
+    """Notes to the score table: single-task tiers, unscored rows, answers cut off, rows left out."""
     notes = []
     if any(difference.p_value is not None for difference in report.comparison.tiers.values()):
-        notes.append("p is McNemar's, which takes rows as independent though they come in groups: verdicts follow the intervals.")
+        notes.append("p is McNemar's, which ignores that rows come in clusters: verdicts follow the intervals.")
     for tier, found in report.arms["adapter"].tiers.items():
-        if found and found.note:
-            notes.append(f"{tier}: {found.note}.")
+        if found and len(found.families) == 1 and tier != "retention":
+            notes.append(f"{tier}: a single task ({next(iter(found.families))}); does not generalise to others.")
     for arm, of in report.arms.items():
         scores = [score for score in of.tiers.values() if score]
         unscored, unstopped = sum(score.unscored for score in scores), sum(score.unstopped for score in scores)
@@ -156,8 +160,8 @@ def score_notes(report: Report) -> list[str]:
         if unscored:
             notes.append(f"{arm.replace('_', '-')}: {unscored} of {total} rows could not be scored and are left out.")
         if unstopped:
-            notes.append(f"{arm.replace('_', '-')}: {unstopped} of {total} outputs ran into the token limit.")
-    if any(value not in (None, 0, 1) for row in report.rows for value in map(row[4].get, report.arms)):
+            notes.append(f"{arm.replace('_', '-')}: {unstopped} of {total} answers were cut off at the token limit.")
+    if any(value not in (None, 0, 1) for row in report.rows for value in map(row.values.get, report.arms)):
         notes.append(SIMILARITY)
     notes += [_merged(tier, report) for tier in report.comparison.merged]
     heldout = report.data.heldout
@@ -174,19 +178,19 @@ def harness_notes(report: Report) -> list[str]:
     asked = "through the base's chat template" if found.chat_template else "as plain text"
     limit = f", the first {found.limit:,} documents of each task" if found.limit else ""
     tasks = "; ".join(f"{name} version {of.get('version')}, {of.get('num_fewshot') or 0}-shot" for name, of in found.tasks.items())
-    return [f"lm-evaluation-harness {found.lm_eval}, {asked}{limit}; {tasks}. Which tasks the base's makers trained on is not known."]
+    return [f"lm-evaluation-harness {found.lm_eval}, {asked}{limit}; {tasks}. Which of them are in the base's training data is not known."]
 
 
 def _merged(tier: str, report: Report) -> str:
-    """What merging into 16 bits did to a tier's score."""
+    """The effect of merging into 16 bits on a tier's score."""
     change = report.comparison.merged[tier]
     found = report.arms["merged"].tiers[tier]
     score = fmt.number(found.score) if found else "-"
-    return f"Merged into the 16-bit base, {tier}: {score}; from there to the adapter {fmt.change(change)}, {change.verdict}."
+    return f"Merged into the 16-bit base, {tier}: {score}; the adapter minus that: {fmt.change(change)}, {change.verdict}."
 
 
 def lost_sentences(report: Report) -> list[str]:
-    """Retention and neutral text: what the base could do before and the adapter cannot."""
+    """Forgetting: general questions and a reference text, base against adapter."""
     return [sentence for sentence in (_retention(report), _neutral(report)) if sentence]
 
 
@@ -194,38 +198,151 @@ def _retention(report: Report) -> str:
     difference = report.comparison.tiers.get("retention")
     base, adapter = (report.arms[arm].tiers.get("retention") for arm in ("base", "adapter"))
     if difference is None or base is None or adapter is None:
-        return "Retention was not measured."
+        return "Forgetting was not measured."
     detectable = ""
     if difference.smallest_detectable is not None:
-        detectable = f" With these rows a change of {fmt.number(difference.smallest_detectable)} or more would be noticed."
+        detectable = f" The smallest detectable difference is {fmt.number(difference.smallest_detectable)}."
     return (
-        f"General questions the base was asked before: {fmt.number(base.score)} for the base, {fmt.number(adapter.score)} with the "
-        f"adapter, {fmt.change(difference)}: {difference.verdict}.{detectable}"
+        f"General questions: {fmt.number(base.score)} with the base, {fmt.number(adapter.score)} with the adapter, "
+        f"{fmt.change(difference)}: {difference.verdict}.{detectable}"
     )
 
 
 def _neutral(report: Report) -> str:
     neutral = report.neutral
     if neutral is None or not {"base", "adapter"} <= neutral.bits_per_byte.keys():
-        return "Bits per byte of a neutral text were not measured."
+        return "Bits per byte of the reference text were not measured."
     base, adapter = neutral.bits_per_byte["base"], neutral.bits_per_byte["adapter"]
     change = f" ({100 * (adapter / base - 1):+.1f} %)" if base else ""
     both = f"{base:.3f} bits per byte with the base and {adapter:.3f} with the adapter"
-    return f"A fixed neutral text of {neutral.bytes:,} bytes takes {both}{change}; lower is better."
+    return f"Reference text of {neutral.bytes:,} bytes: {both}{change}; lower is better."
 
 
 def data_sentences(report: Report) -> list[str]:
-    """How many rows, how they were packed, and whether held-out rows leaked into training."""
+    """Rows trained on, packing, and the result of the contamination check."""
     data, found = report.data, []
     if data.train:
         dropped = f", {len(data.train.dropped)} dropped because they do not fit" if data.train.dropped else ", none dropped"
         tokens = f" ({fmt.counted(data.train.tokens)} tokens)" if data.train.tokens is not None else ""
         found.append(f"Trained on {data.train.rows:,} rows{tokens}{dropped}.")
-    if data.packing and "packed" in data.packing:
-        found.append(f"Rows were {'packed' if data.packing['packed'] else 'not packed'}: {data.packing.get('reason', '')}.")
+    if data.packing:
+        found.append(f"Rows were {'packed' if data.packing.packed else 'not packed'}: {data.packing.reason}.")
     if report.leaks:
         kinds = f"{report.leaks.exact} exact, {report.leaks.masked} with slots masked, {report.leaks.ngram} sharing 13 words"
-        found.append(f"Held-out prompts found again in training: {kinds}.")
+        found.append(f"Contamination: held-out prompts found in training rows: {kinds}.")
     else:
-        found.append("Leaks between training and held-out rows were not looked for.")
+        found.append("Contamination was not checked.")
     return found
+
+
+# The terminal's view
+
+STYLES = {"better": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
+
+
+def print_summary(report: Report, console: Console, *, where: str | None = None) -> None:
+    """Print the result of a run; `where` is the path of its report.html, printed last."""
+    console.print()
+    for sentence in fmt.headline(report):
+        console.print(Text(fmt.visible(sentence), style=_style(report)))
+    if report.baselines:
+        _print_blocks(console, _score_table(report), _baseline_table(report))
+        _print_blocks(console, *(score_notes(report) + _below(report)), apart=False)
+    if report.harness:
+        _print_blocks(console, _benchmark_table(report.harness), *harness_notes(report))
+    _print_blocks(console, *lost_sentences(report), apart=False)
+    _print_blocks(console, _fact_table(report), _phase_table(report))
+    if reused := reused_sentence(report):
+        _print_blocks(console, reused)
+    if where:
+        console.print(f"\nreport: {where}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _style(report: Report) -> str:
+    if report.status == "failed":
+        return STYLES["worse"]
+    return STYLES.get(report.comparison.verdict or "", "bold")
+
+
+def _score_table(report: Report) -> Table:
+    """Score above interval for each arm, so that all arms fit into 80 columns."""
+    table = _table("tier", "base", "few-shot", "adapter", "difference", "verdict")
+    for tier in in_tier_order(set(report.baselines)):
+        difference = report.comparison.tiers.get(tier)
+        adapter = report.arms["adapter"].tiers.get(tier)
+        verdict = difference.verdict if difference else "-"
+        table.add_row(
+            Text.assemble(fmt.visible(tier), (f"\n{adapter.n} in {adapter.groups}" if adapter else "", "dim")),
+            *(_score_cell(found.score, found.interval) if (found := report.arms[arm].tiers.get(tier)) else Text("-") for arm in ARMS),
+            _score_cell(difference.difference, difference.interval, signed=True) if difference else Text("-"),
+            Text.assemble((verdict, STYLES.get(verdict, "")), (f"\n{fmt.p_value(difference.p_value)}" if difference else "", "dim")),
+        )
+    return table
+
+
+def _score_cell(value: float | None, bounds: Interval | None, *, signed: bool = False) -> Text:
+    if value is None:
+        return Text("-")
+    return Text.assemble(fmt.number(value, signed=signed), ("\n" + fmt.interval(bounds, signed=signed), "dim"))
+
+
+def _baseline_table(report: Report) -> Table:
+    table = _table("to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot")
+    for tier, baseline in report.baselines.items():
+        values = (baseline.majority, baseline.nearest_row, baseline.lenient_base, baseline.lenient_adapter)
+        few_shot = report.comparison.few_shot.get(tier)
+        gain = fmt.number(few_shot.difference, signed=True) if few_shot else "-"
+        table.add_row(fmt.visible(tier), *(fmt.number(value) for value in values), gain)
+    return table
+
+
+def _benchmark_table(found: Harness) -> Table:
+    table = _table("benchmark", "base", "adapter", "difference", "verdict")
+    for score in found.scores:
+        table.add_row(
+            Text.assemble(fmt.visible(f"{score.task} {fmt.metric(score)}"), (f"\n{score.n} documents" if score.n else "", "dim")),
+            _score_cell(score.base, score.base_interval),
+            _score_cell(score.adapter, score.adapter_interval),
+            _score_cell(score.difference, score.interval, signed=True),
+            Text(score.verdict, style=STYLES.get(score.verdict, "")),
+        )
+    return table
+
+
+def _below(report: Report) -> list[str]:
+    below = report.comparison.families_below_baseline
+    return [f"not above its baselines on {tier}: {', '.join(names)}." for tier, names in below.items() if names]
+
+
+def _fact_table(report: Report) -> Table:
+    table = _grid()
+    for fact in [*spent_facts(report), adapter_fact(report)]:
+        table.add_row(fact.name, Text(fact.value, style="bold"), Text(fmt.visible(fact.more), style="dim"))
+    return table
+
+
+def _phase_table(report: Report) -> Table:
+    table = _grid()
+    total = report.cost.seconds or 1.0
+    for name, seconds in phase_seconds(report):
+        table.add_row(fmt.visible(name), fmt.duration(seconds), Text("\u2588" * round(24 * seconds / total), style="blue"))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    return shown
+
+
+def _grid() -> Table:
+    return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+
+
+def _print_blocks(console: Console, *blocks: str | Table, apart: bool = True) -> None:
+    """Print tables and sentences after an empty line, with another between them if `apart`."""
+    for index, block in enumerate(blocks):
+        if apart or index == 0:
+            console.print()
+        console.print(Text(fmt.visible(block)) if isinstance(block, str) else block)

@@ -1,4 +1,7 @@
-"""Sums over a ledger and what they come to in money. Every attempt counts: the last one alone is how a cheap-looking figure comes about."""
+"""What a run spent and what that comes to in money: rates with a source and a date, and sums over every attempt of a ledger.
+
+The last attempt alone is how a cheap-looking figure comes about. Without a sourced rate there is no figure in dollars.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from nomoat.config.schema import AsIfRented, ElectricityRate, RentalRate, Section
-from nomoat.runs import costs
-
-# MERGED prices:
-# What an hour costs: rates with a source and a date, and never a figure without one.
+from nomoat.io import Record
 
 Rate = RentalRate | ElectricityRate
 HOW_TO_STATE = (
@@ -43,18 +43,6 @@ def rate_for(device_name: str, *, vcpu: int | None = None) -> RentalRate | None:
         if entry.device == device_name and entry.vcpu in (None, vcpu):
             return RentalRate(usd_per_hour=entry.usd_per_hour, source=entry.source, date=entry.date)
     return None
-
-
-def read_rate(record: Mapping[str, Any] | None) -> Rate | None:
-    """The rate written into environment.json; a malformed one raises pydantic's ValidationError."""
-    if record is None:
-        return None
-    return RentalRate.model_validate(record) if "usd_per_hour" in record else ElectricityRate.model_validate(record)
-
-
-def read_as_if(record: Mapping[str, Any] | None) -> AsIfRented | None:
-    """The instance written into environment.json, whose price is shown beside."""
-    return None if record is None else AsIfRented.model_validate(record)
 
 
 def rental_usd(rate: RentalRate | AsIfRented, seconds: float) -> float:
@@ -103,7 +91,7 @@ def _price_list() -> tuple[ListedPrice, ...]:
 
 SegmentRecord = Mapping[str, Any]
 UNMETERED = ("start", "fetch")  # over before a counter could be read
-WAITING = 0.05  # share of waiting from which a run did not have its cores to itself; what one that had waited: recipes/LOG.md
+WAITING = 0.05  # share of waiting from which a run did not have its cores to itself; measured shares: recipes/LOG.md
 ENERGY_SCOPE = {
     "nvml": "the GPU only, by its own counter (NVML)",
     "rapl": "the machine's processors and their memory, by their own counters (RAPL)",
@@ -112,7 +100,7 @@ ENERGY_SCOPE = {
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all segments of a ledger, failed and killed ones included; peaks are maxima. Cached results are not in them."""
+    """Sums over all segments of a ledger, failed and killed ones included; peaks are maxima. Cached results are not counted."""
 
     seconds: float
     seconds_by_phase: dict[str, float]
@@ -124,26 +112,48 @@ class Totals:
     peak_device_bytes: int | None
     energy_wh: float | None  # None as soon as one counted segment lacks it
     energy_note: str
-    waited_share: float | None  # of the time that threads were ready to run, what they waited for a core; None where no segment has it
+    waited_share: float | None  # see Cost
     segments: int
-    interrupted: int  # segments that failed or were killed
+    interrupted: int
     attempts: int
-    reused_seconds: dict[str, float]  # phase -> what a reused result took when it was made
+    reused_seconds: dict[str, float]
     hardware: tuple[dict[str, Any], ...]  # the different machines, in order of appearance
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Money and energy of a run. None means not known, and the text beside it says why or where the figure is from."""
+class Cost(Record):
+    """Time, tokens, memory, energy and money of a run, summed over every segment, the failed and the killed ones included.
 
-    usd: float | None  # rental
+    Null means not known; the text beside it says why, or where the figure comes from.
+    """
+
+    seconds: float
+    seconds_by_phase: dict[str, float]
+    compute_seconds: float
+    usd: float | None
+    """Rental: seconds times the stated rate."""
     usd_reason: str
+    rate_unknown: bool = False
+    """No rate is listed for this machine and the recipe states none."""
     usd_electricity: float | None
     usd_electricity_reason: str
     usd_as_if: float | None
+    """The price of renting a machine of this kind; nobody paid it."""
     usd_as_if_label: str | None
     energy_wh: float | None
     energy_note: str
+    peak_memory_bytes: int | None
+    """Resident memory of the process."""
+    peak_device_bytes: int | None
+    waited_share: float | None = None
+    """Share of the runnable time of its threads that they waited for a CPU, from 0 to 1; where it is not small, others had it."""
+    tokens_seen: int
+    tokens_trained: int
+    tokens_per_second: float | None
+    segments: int
+    interrupted: int
+    """Segments that failed or were killed; they are counted above."""
+    reused_seconds: dict[str, float]
+    """By phase, what results reused from an earlier run took when they were made; not counted above."""
 
 
 def totals(segments: Iterable[SegmentRecord]) -> Totals:
@@ -171,47 +181,60 @@ def totals(segments: Iterable[SegmentRecord]) -> Totals:
     )
 
 
-def price(spent: Totals, rate: costs.Rate | None, as_if_rented: AsIfRented | None = None) -> Cost:
-    """Price the elapsed seconds, rental and electricity apart. Without a rate there is no figure and a sentence why."""
+def price(spent: Totals, rate: Rate | None, as_if_rented: AsIfRented | None = None) -> Cost:
+    """Price the elapsed seconds, rental and electricity apart. Without a rate there is no figure, and a reason."""
     usd, usd_reason = _rental(spent, rate)
     electricity, electricity_reason = _electricity(spent, rate)
     as_if, label = _as_if(spent, as_if_rented)
     energy_wh, energy_note = spent.energy_wh, spent.energy_note
     if energy_wh is None and isinstance(rate, ElectricityRate) and len(spent.hardware) < 2:
-        energy_wh = costs.estimated_wh(rate, spent.seconds)
+        energy_wh = estimated_wh(rate, spent.seconds)
         energy_note = f"an estimate: {rate.watts:g} W as stated, times the seconds; {energy_note}"
-    return Cost(usd, usd_reason, electricity, electricity_reason, as_if, label, energy_wh, energy_note)
+    sums = {name: value for name, value in vars(spent).items() if name in Cost.model_fields}
+    priced = {
+        "usd": usd,
+        "usd_reason": usd_reason,
+        "rate_unknown": rate is None and len(spent.hardware) < 2,
+        "usd_electricity": electricity,
+        "usd_electricity_reason": electricity_reason,
+        "usd_as_if": as_if,
+        "usd_as_if_label": label,
+        "energy_wh": energy_wh,
+        "energy_note": energy_note,
+        "peak_memory_bytes": spent.peak_resident_bytes,
+    }
+    return Cost.model_validate(sums | priced)
 
 
-def _rental(spent: Totals, rate: costs.Rate | None) -> tuple[float | None, str]:
+def _rental(spent: Totals, rate: Rate | None) -> tuple[float | None, str]:
     names = device_names(spent)
     if len(spent.hardware) > 1:
         return None, f"the run used different machines ({', '.join(names)}): one rate cannot price them"
     if isinstance(rate, ElectricityRate):
         return None, "electricity is stated, not a rental rate"
     if rate is None:
-        return None, f"no rate is known for {' or '.join(names) or 'this machine'}: {costs.HOW_TO_STATE}"
-    return costs.rental_usd(rate, spent.seconds), f"{rate.usd_per_hour:g} USD/h: {rate.source}, {rate.date}"
+        return None, f"no rate is known for {' or '.join(names) or 'this machine'}"
+    return rental_usd(rate, spent.seconds), f"{rate.usd_per_hour:g} USD/h: {rate.source}, {rate.date}"
 
 
-def _electricity(spent: Totals, rate: costs.Rate | None) -> tuple[float | None, str]:
+def _electricity(spent: Totals, rate: Rate | None) -> tuple[float | None, str]:
     if not isinstance(rate, ElectricityRate):
         return None, "no price of electricity is stated"
     if len(spent.hardware) > 1:
-        return None, f"the run used different machines ({', '.join(device_names(spent))}): one wattage cannot stand for them"
+        return None, f"the run used different machines ({', '.join(device_names(spent))}): one wattage cannot describe them"
     reason = f"an estimate: {rate.watts:g} W at {rate.usd_per_kwh:g} USD/kWh, both as stated in the recipe"
-    return costs.electricity_usd(rate, spent.seconds), reason
+    return electricity_usd(rate, spent.seconds), reason
 
 
 def _as_if(spent: Totals, instance: AsIfRented | None) -> tuple[float | None, str | None]:
     if instance is None or not spent.hardware:
         return None, None
-    if not all(costs.as_if_applies(instance, machine) for machine in spent.hardware):
+    if not all(as_if_applies(instance, machine) for machine in spent.hardware):
         return None, f"not priced as {instance.instance}: that is {instance.vcpu} vCPU of {instance.architecture}, and this machine is not"
     used = min(machine["vcpu"] for machine in spent.hardware)
     part = f" (of its {instance.vcpu} vCPU the run had {used})" if used < instance.vcpu else ""
-    label = f"as if rented as {instance.instance} at {instance.usd_per_hour:g} USD/h{part}: {instance.source}, {instance.date}"
-    return costs.rental_usd(instance, spent.seconds), label
+    label = f"{instance.instance} at {instance.usd_per_hour:g} USD/h{part}: {instance.source}, {instance.date}"
+    return rental_usd(instance, spent.seconds), label
 
 
 def device_names(spent: Totals) -> list[str]:
@@ -222,7 +245,7 @@ def device_names(spent: Totals) -> list[str]:
 def _energy(spent: list[SegmentRecord]) -> tuple[float | None, str]:
     lacking = [line["phase"] for line in spent if line["energy_wh"] is None]
     if not spent or len(lacking) == len(spent):
-        return None, "not measured: no energy counter could be read"
+        return None, "no energy counter could be read"
     sources = dict.fromkeys(str(line["energy_source"]) for line in spent if line["energy_source"])
     scope = "; ".join(ENERGY_SCOPE.get(source, source) for source in sources)
     if lacking:

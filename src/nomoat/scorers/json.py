@@ -1,10 +1,16 @@
-"""JSON as an answer: read with `json` alone, compared with types, and found inside other text for the lenient reading."""
+"""The scorer `json_fields`: a JSON object with the reference's keys and values, in any order.
+
+Strict: the whole output is that object, types included. Lenient: the first object in the output has these values as text.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+
+from nomoat.errors import quoted
+from nomoat.scorers.text import Score, Scorer, Spec, result
 
 MAX_DEPTH = 100  # of nesting
 MAX_TRIES = 100  # opening braces that are tried as the beginning of an object
@@ -77,3 +83,23 @@ def folded(value: Any) -> Any:
     if isinstance(value, str):
         return value.strip().casefold()
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _json_fields(output: str, completion: str, _spec: Spec) -> Score:
+    reference = parse_json(completion)
+    try:
+        answer, note = parse_json(output), ""
+    except ValueError as error:
+        answer, note = None, f"not JSON: {error}"
+    return result(same_json(answer, reference), folded(first_object(output)) == folded(reference), note)
+
+
+def _check_json(_spec: Spec, completion: str) -> list[str]:
+    try:
+        value, why = parse_json(completion), ""
+    except ValueError as error:
+        value, why = None, f": {error}"
+    return [] if isinstance(value, dict) else [f"the completion must be a JSON object{why}; saw {quoted(completion)}"]
+
+
+JSON_FIELDS = Scorer(_json_fields, check=_check_json)

@@ -13,27 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nomoat.errors import did_you_mean, quoted
+from nomoat.scorers.text import Score, Scorer, Spec, mentions, result
 
 Rule = Mapping[str, Any]
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)")  # only at the start of a run of marks: linear in its length
-
-
-def mentions(text: str, wanted: str) -> bool:
-    """Whether `wanted` stands in `text` as whole words, whatever the case and the kind of white space: '5' is not in '15' or '5.2'."""
-    wanted = _plain(wanted)
-    return bool(wanted) and re.search(_left_edge(wanted) + re.escape(wanted) + _right_edge(wanted), _plain(text)) is not None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _left_edge(wanted: str) -> str:
-    return (r"(?<!\w)" if re.match(r"\w", wanted) else "") + (r"(?<!\d[.,])" if wanted[0].isdigit() else "")
-
-
-def _right_edge(wanted: str) -> str:
-    return (r"(?!\w)" if re.search(r"\w\Z", wanted) else "") + (r"(?![.,]\d)" if wanted[-1].isdigit() else "")
 
 
 def _lines(reply: str) -> list[str]:
@@ -133,3 +116,11 @@ def _is_argument(key: str, value: Any) -> bool:
     if key == "text":
         return isinstance(value, str) and bool(value.strip())
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _constraints(output: str, _completion: str, spec: Spec) -> Score:
+    broken = broken_rules(output, spec["rules"])
+    return result(not broken, not broken_loosely(output, spec["rules"]), f"broken: {', '.join(broken)}")
+
+
+CONSTRAINTS = Scorer(_constraints, ("rules",), lambda spec, _completion: check_rules(spec.get("rules")))

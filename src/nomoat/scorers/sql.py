@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nomoat.errors import quoted
+from nomoat.scorers.text import Score, Scorer, Spec, result
+
 SECONDS = 0.8  # for building, and again for all queries of one scoring; a fair query on a small table takes milliseconds
 STEPS = 2_000_000  # virtual-machine steps a query; joining three tables of 40 rows takes about 400,000
 ROWS = 10_000  # most rows a reference query may return
@@ -185,3 +188,38 @@ def _name_before(tokens: list[str], at: int) -> str:
             before -= 1
         before -= 1
     return tokens[before] if before >= 0 else ""
+
+
+def _sql_rows(output: str, completion: str, spec: Spec) -> Score:
+    """Strict: the output is one query that returns the reference's rows. Lenient: a query in a fence or after other text does."""
+    with Sandbox(spec["script"]) as sandbox:
+        reference, ordered = sandbox.run(completion), is_ordered(completion)
+        note = _difference(sandbox, output.strip(), reference, ordered)
+        lenient = bool(note) and any(not _difference(sandbox, query, reference, ordered) for query in queries_in(output))
+    return result(not note, lenient, note)
+
+
+def _difference(sandbox: Sandbox, query: str, reference: Result, ordered: bool) -> str:
+    """Why a query does not give the reference's result, or '' where it does."""
+    try:
+        answer = sandbox.run(query, most=len(reference.rows) + 1)
+    except QueryFailed as error:
+        return str(error)
+    if reference.tables and not answer.tables:
+        return "reads no table"  # a lucky constant is not a query
+    return "" if same_rows(answer.rows, reference.rows, ordered=ordered) else "other rows than the reference"
+
+
+def _check_sql(spec: Spec, completion: str) -> list[str]:
+    script = spec.get("script")
+    if not isinstance(script, str) or not script.strip():
+        return [f"sql_rows needs script: the statements that build its tables; saw {quoted(script)}"]
+    try:
+        with Sandbox(script) as sandbox:
+            rows = sandbox.run(completion, most=1).rows
+    except (sqlite3.Error, QueryFailed) as error:
+        return [f"the script or the reference query does not run: {error}"]
+    return [] if rows else ["the reference query returns no rows, so that many wrong queries would pass: add rows to the script"]
+
+
+SQL_ROWS = Scorer(_sql_rows, ("script",), _check_sql)

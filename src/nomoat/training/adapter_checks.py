@@ -1,19 +1,20 @@
 """Is the adapter real? Checked from disk, in a fresh base, at the end of every training.
 
-An empty file, a target that matched nothing, weights that never moved or an adapter that is not loaded all look like
-success elsewhere; here each is a failed check with its numbers.
+An empty file, a target that matched nothing, weights that never moved or an adapter that is not loaded all look like success elsewhere;
+here each is a failed check with its numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nomoat.data.chat_template import TokenizedExample
-from nomoat.io import write_json
 from nomoat.models.adapter import weights_of
+from nomoat.reports.schema import Check
 from nomoat.training.collate import Collator, mean_loss
 
 PROBE_ROWS = 2  # whose logits are compared
@@ -21,53 +22,26 @@ LOSS_ROWS = 32  # fixed training rows whose loss must fall
 MARGIN = 100  # times the reload error
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question with its answer; `detail` holds the numbers."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class Gate:
-    """All checks; the run fails if one fails."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
-
-    def failures(self) -> str:
-        """The failed checks with their numbers, in words."""
-        return "; ".join(f"{check.name}: {check.detail}" for check in self.checks if not check.passed)
-
-    def write(self, path: Path) -> None:
-        """Record it in the run directory."""
-        write_json(path, {"passed": self.passed, "checks": [asdict(check) for check in self.checks]})
-
-
 def check_tensors(folder: Path, initial: dict[str, Any]) -> list[Check]:
-    """The saved tensors against those the adapter started from: all there, all finite, all moved."""
+    """The saved tensors compared with the initial ones: all saved, all finite, all changed."""
     from safetensors.torch import load_file
 
     saved = load_file(weights_of(folder)) if weights_of(folder).is_file() else {}
     missing = sorted(set(initial) - set(saved))
-    present = Check("complete", bool(saved) and not missing, f"{len(saved)} of {len(initial)} tensors saved{_some(missing)}")
     broken = sorted(name for name, tensor in saved.items() if not bool(tensor.isfinite().all()))
-    finite = Check("finite", not broken, f"{len(broken)} tensors hold NaN or infinity{_some(broken)}")
     still = sorted(name for name, tensor in saved.items() if name in initial and bool((tensor == initial[name].cpu()).all()))
-    moved = Check(
-        "every tensor moved", bool(saved) and not still, f"{len(still)} of {len(saved)} tensors equal their initial value{_some(still)}"
-    )
-    return [present, finite, moved]
+    total = len(saved)
+    return [
+        Check(name="complete", passed=bool(saved) and not missing, value=total, threshold=len(initial), example=_first(missing)),
+        Check(name="finite", passed=not broken, value=len(broken), threshold=0, total=total, example=_first(broken)),
+        Check(
+            name="every tensor moved", passed=bool(saved and not still), value=len(still), threshold=0, total=total, example=_first(still)
+        ),
+    ]
 
 
-def _some(names: Sequence[str]) -> str:
-    return f" (such as {names[0]})" if names else ""
+def _first(names: Sequence[str]) -> str | None:
+    return names[0] if names else None
 
 
 def probe_logits(model: Any, rows: Sequence[TokenizedExample]) -> Any:
@@ -98,32 +72,40 @@ def probe(model: Any, rows: Collator) -> ProbeResult:
 
 
 def check_effect(untouched: ProbeResult, reloaded: ProbeResult, trained_logits: Any, *, expect_no_gain: bool) -> list[Check]:
-    """A fresh base before and after the adapter from disk was loaded into it, against `trained_logits`: the probe as training left it."""
+    """A fresh base before and after the saved adapter was loaded into it; `trained_logits` are the probe's as training left the model.
+
+    The adapter has to change the logits by more than MARGIN times what saving and loading changes, and to lower the loss.
+    """
     error = float((reloaded.logits - trained_logits).abs().max())
     change = float((reloaded.logits - untouched.logits).abs().max())
-    return [
-        Check("changes the logits", change > MARGIN * error and change > 0, f"by up to {change:.3g}; reloading differs by {error:.3g}"),
-        _allow_no_gain(
-            Check(
-                "lowers the loss",
-                reloaded.loss < untouched.loss,
-                f"{reloaded.loss:.4f} against {untouched.loss:.4f} nats a token on {reloaded.rows} training rows",
-            ),
-            expect_no_gain,
-        ),
-    ]
+    changes = Check(
+        name="changes the logits",
+        passed=change > MARGIN * error and change > 0,
+        value=_finite(change),
+        threshold=_finite(MARGIN * error),
+        reload_error=_finite(error),
+    )
+    lowers = Check(
+        name="lowers the loss",
+        passed=reloaded.loss < untouched.loss,
+        value=_finite(reloaded.loss),
+        threshold=_finite(untouched.loss),
+        total=reloaded.rows,
+    )
+    return [changes, _excusable(lowers, expect_no_gain)]
 
 
 def check_outputs(base: Sequence[dict[str, Any]], adapter: Sequence[dict[str, Any]], *, expect_no_gain: bool) -> Check:
-    """Held-out answers of the two arms: if every one is the same, the adapter was not at work."""
-    same = sum(one["output"] == other["output"] for one, other in zip(base, adapter, strict=True))
-    return _allow_no_gain(
-        Check("answers differ", same < len(base), f"{same} of {len(base)} held-out answers equal the base's"), expect_no_gain
-    )
+    """Held-out answers of the two arms: if every one is the same, the adapter had no effect."""
+    same = sum(ours["output"] == theirs["output"] for ours, theirs in zip(base, adapter, strict=True))
+    return _excusable(Check(name="answers differ", passed=same < len(base), value=same, threshold=len(base)), expect_no_gain)
 
 
-def _allow_no_gain(check: Check, expected: bool) -> Check:
+def _excusable(check: Check, expect_no_gain: bool) -> Check:
     """Where no gain is expected, a missing gain is reported and does not fail the run."""
-    if check.passed or not expected:
-        return check
-    return Check(check.name, True, f"not met, as eval.expect_no_gain allows: {check.detail}")
+    return check.model_copy(update={"passed": True, "excused": True}) if expect_no_gain and not check.passed else check
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity and no NaN: such a value is null, and the check fails by `passed`."""
+    return value if math.isfinite(value) else None

@@ -34,7 +34,9 @@ class Collator:
 
     def batch(self, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
         """One forward pass over `rows`."""
-        return collate_packed(rows, shared=self.shared, rounded=self.kernels == "auto") if self.packed else collate_padded(rows, self.pad_id)
+        return (
+            collate_packed(rows, shared=self.shared, rounded=self.kernels == "auto") if self.packed else collate_padded(rows, self.pad_id)
+        )
 
 
 def summed_loss(model: Any, batch: dict[str, Any], *, kernels: str = "auto") -> Any:
