@@ -71,9 +71,14 @@ def run_training(model: Any, spec: TrainSpec, *, count: Callable[..., None], con
     checkpoint = latest_complete(spec.folder / "checkpoints")
     done = int(read_json(checkpoint / "trainer_state.json")["global_step"]) if checkpoint else 0
     arguments = training_arguments(
-        spec.recipe, output=spec.folder / "checkpoints", steps=steps, learning_rate=spec.learning_rate, device=spec.device
+        spec.recipe,
+        output=spec.folder / "checkpoints",
+        steps=steps,
+        learning_rate=spec.learning_rate,
+        device=spec.device,
+        eval_on_start=checkpoint is None,
+        report_to=list(spec.recipe.train.report_to),
     )
-    arguments.eval_on_start = checkpoint is None
     stats = StepStats()
     with ProgressBar("training", steps, console) as bar:
         metrics = MetricsCallback(spec, schedule, stats, count=count, bar=bar)
@@ -97,10 +102,11 @@ def run_training(model: Any, spec: TrainSpec, *, count: Callable[..., None], con
     return steps
 
 
-def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rate: float, device: str) -> TrainingArguments:
-    """The recipe as Trainer's arguments."""
+def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rate: float, device: str, **others: Any) -> TrainingArguments:
+    """The recipe as Trainer's arguments; `others` are passed on as they are."""
     train = recipe.train
     return TrainingArguments(
+        **others,
         output_dir=str(output),
         max_steps=steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole step
@@ -118,7 +124,6 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
         logging_strategy="steps",
         logging_steps=1,
         eval_strategy="no",  # MetricsCallback asks for an evaluation at the points of the learning curve
-        report_to=list(train.report_to),
         use_cpu=device == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
