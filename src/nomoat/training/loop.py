@@ -20,8 +20,8 @@ from rich.console import Console
 from torch.optim import AdamW
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from nomoat.cli import ProgressBar
 from nomoat.config.schema import Recipe
-from nomoat.console import ProgressBar
 from nomoat.errors import NomoatError, RunFailed, did_you_mean
 from nomoat.io import canonical_json, read_json, read_jsonl, write_jsonl
 from nomoat.models.adapter import restore_adapter, save_adapter
