@@ -40,7 +40,7 @@ class AdapterSize:
 
 
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
-    """`model` with a fresh adapter in float32, its initial weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
+    """`model` with a fresh adapter in float32, its initial weights drawn from `seed`; with `method: full`, every parameter is trained.
 
     `kernels="plain"` builds peft's own LoRA layers everywhere. Raises NomoatError where a target names no linear module.
     """
@@ -242,8 +242,8 @@ def check_tensor_shapes(model: Any, folder: Path) -> int:
     missing = sorted(set(expected) - set(saved))
     if unexpected or missing:
         raise NomoatError(
-            f"the adapter in {folder.name}/ does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no counterpart of "
-            f"their shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
+            f"the adapter in {folder.name}/ does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no "
+            f"counterpart of their shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
         )
     return len(saved)
 

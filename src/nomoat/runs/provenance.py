@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +22,7 @@ from nomoat.runs.costs import Rate
 
 CLAIMS = "recipes/memo/claims.yaml"  # below the repository; its hash goes into every run
 
-PACKAGES = (
-    "nomoat",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
-)
+PACKAGES = "nomoat torch transformers peft accelerate bitsandbytes datasets tokenizers safetensors numpy scipy".split()
 
 # Runs write these into the tree themselves: without the exception the report of one run would mark the code of the next as changed.
 RESULTS = ("recipes/memo/reports", "recipes/memo/memo.json", "recipes/reference")
@@ -50,8 +39,7 @@ class DeviceFacts(Record):
 class BaseFacts(Record):
     """The base as a report may describe it: never by a path of the machine."""
 
-    name: str = ""
-    """As peft records it: hub id, wheel with its file, or folder name."""
+    name: str = ""  # as peft records it: hub id, wheel with its file, or folder name
     display_name: str = ""
     source: Literal["wheel", "hub", "path", ""] = ""
     package: str | None = None
@@ -192,14 +180,8 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what produced the numbers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of the installed packages that produce the numbers."""
+    return {name: version(name) for name in PACKAGES if find_spec(name)}
 
 
 def machine() -> dict[str, Any]:
