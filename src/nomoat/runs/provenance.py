@@ -22,7 +22,19 @@ from nomoat.runs.costs import Rate
 
 CLAIMS = "recipes/memo/claims.yaml"  # below the repository; its hash goes into every run
 
-PACKAGES = "nomoat torch transformers peft accelerate bitsandbytes datasets tokenizers safetensors numpy scipy".split()
+PACKAGES = (
+    "nomoat",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+)
 
 # Runs write these into the tree themselves: without the exception the report of one run would mark the code of the next as changed.
 RESULTS = ("recipes/memo/reports", "recipes/memo/memo.json", "recipes/reference")
