@@ -119,7 +119,7 @@ def test_a_loss_in_retention_stands_in_the_heading(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", per_family=60, rates={"base": (0.0, 0.0, 0.0, 1.0), "adapter": (1.0, 1.0, 0.0, 0.1)})
     html, _ = page_of(run_dir)
     heading = re.sub(r"<[^>]*>", "", re.findall(r"<h2>(.*?)</h2>", html)[0])
-    assert "Better on unseen phrasings" in heading and "worse at general questions" in heading
+    assert "Better on unseen phrasings" in heading and "worse on general questions" in heading
 
 
 def test_too_few_groups_are_said_in_words(tmp_path: Path) -> None:
