@@ -48,8 +48,8 @@ def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architectur
 def test_where_packed_prefill_gives_other_logits_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, template, requests = load(tmp_path, "llama")
     expected = Generator(model, template, max_new_tokens=6).answer(requests)
-    blind = SuffixLayout._mask
-    monkeypatch.setattr(SuffixLayout, "_mask", lambda *given: torch.zeros_like(blind(*given)))  # no causal mask
+    blind = SuffixLayout.mask
+    monkeypatch.setattr(SuffixLayout, "mask", lambda *given: torch.zeros_like(blind(*given)))  # no causal mask
     assert not enable_packed_prefill(model, requests[:2])
     assert Generator(model, template, max_new_tokens=6).answer(requests) == expected
 

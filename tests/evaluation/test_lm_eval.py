@@ -15,7 +15,7 @@ from nomoat.evaluation.lm_eval import load_tasks, paired_lines
 from nomoat.io import read_json, read_jsonl
 from nomoat.reports.build import read_report, verify_files, write_report
 from nomoat.reports.metrics import benchmark_scores
-from nomoat.stats.intervals import rate_interval
+from nomoat.stats.intervals import score_interval
 from nomoat.stats.paired import paired_difference
 from tests.stories import make_workplace, only_run, run
 
@@ -77,7 +77,7 @@ def test_both_arms_are_asked_the_same_documents_and_every_figure_follows_from_th
         assert score.n == len(pairs) == len({line["document"] for line in lines if line["task"] == score.task}) == 24
         assert score.base == pytest.approx(sum(base for base, _ in pairs) / 24)
         assert score.adapter == pytest.approx(sum(adapter for _, adapter in pairs) / 24)
-        assert score.base_interval == pytest.approx(rate_interval([base for base, _ in pairs], range(24)))
+        assert score.base_interval == pytest.approx(score_interval([base for base, _ in pairs], range(24)))
     assert [score.task for score in report.harness.scores] == ["sum_of_two", "town_of_country"]
     facts = report.harness.tasks["town_of_country"]
     assert facts["version"] == 2.5 and len(facts["sha256"]) == 64 and report.harness.chat_template
