@@ -174,6 +174,7 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
         "heldout": run.rows.heldout_sha256,
         "base": run.base.files.name,
         "source": spec.source.name,
+        **run.plain_kernels,
     }
     name = f"{spec.source.name}@{spec.title}"
     with open_run(runs_dir, name, identity=identity, environment=provenance.record()) as directory:
