@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError, did_you_mean
@@ -120,9 +120,9 @@ def adapter_size(model: Any) -> AdapterSize:
     if not has_adapter(model):
         total = sum(parameter.numel() for parameter in model.parameters())
         return AdapterSize(total, total, sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules()))
-    trained, total = model.get_nb_trainable_parameters()
-    modules = {name.rpartition(".lora_A")[0] for name in adapter_tensors(model) if ".lora_A" in name}
-    return AdapterSize(trained, total - trained, len(modules))
+    tensors = adapter_tensors(model)
+    trained, total = sum(tensor.numel() for tensor in tensors.values()), model.get_nb_trainable_parameters()[1]
+    return AdapterSize(trained, total - trained, sum(".lora_A." in name for name in tensors))
 
 
 # save
@@ -273,8 +273,13 @@ def _training_settings(folder: Path) -> dict[str, Any]:
     if weights_of(folder).name == MODEL_WEIGHTS:
         return {"method": FULL}
     config = read_json(folder / CONFIG)
-    method = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    return {"method": method, "rank": config.get("r"), "alpha": config.get("lora_alpha"), "base": config.get("base_model_name_or_path")}
+    base = config.get("base_model_name_or_path")
+    return {"method": method_of(config), "rank": config.get("r"), "alpha": config.get("lora_alpha"), "base": base}
+
+
+def method_of(config: dict[str, Any]) -> Literal["lora", "rslora", "dora"]:
+    """`lora.method` of an adapter, from peft's config."""
+    return "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
 
 
 def init_from_adapter(model: Any, folder: Path) -> None:
