@@ -40,7 +40,7 @@ class AdapterSize:
 
 
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
-    """`model` with a fresh adapter in float32, its initial weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
+    """`model` with a fresh adapter in float32, its weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
 
     `kernels="plain"` builds peft's own LoRA layers everywhere. Raises NomoatError where a target names no linear module.
     """
@@ -197,13 +197,14 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
     `kernels` as in `attach_adapter`. Raises NomoatError where the folder has no weights in safetensors.
     """
     from peft import LoraConfig, PeftModel
+    from safetensors.torch import load_model
 
     from nomoat.kernels.linear import with_fused_lora
 
     if not weights_of(folder).is_file():
         raise NomoatError(f"{folder} has no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
     if weights_of(folder).name == MODEL_WEIGHTS:
-        _copy_weights(model, folder)
+        load_model(model, folder / MODEL_WEIGHTS)
         return model.eval()
     config = with_fused_lora(LoraConfig.from_pretrained(folder), model, kernels)
     return PeftModel.from_pretrained(model, folder, is_trainable=False, config=config).eval()
@@ -212,23 +213,12 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 def restore_adapter(model: Any, folder: Path) -> None:
     """Put the weights saved in `folder` into what `model` trains."""
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, load_model
 
     if has_adapter(model):
         set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     else:
-        _copy_weights(model, folder)
-
-
-def _copy_weights(model: Any, folder: Path) -> None:
-    """Tensor by tensor, so that no second model is in memory; the model keeps its precision."""
-    import torch
-    from safetensors import safe_open
-
-    tensors = model.state_dict()
-    with torch.no_grad(), safe_open(folder / MODEL_WEIGHTS, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - a handle, not a dict
-            tensors[name].copy_(file.get_tensor(name))
+        load_model(model, folder / MODEL_WEIGHTS)
 
 
 def check_tensor_shapes(model: Any, folder: Path) -> int:
@@ -242,8 +232,8 @@ def check_tensor_shapes(model: Any, folder: Path) -> int:
     missing = sorted(set(expected) - set(saved))
     if unexpected or missing:
         raise NomoatError(
-            f"the adapter in {folder.name}/ does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no counterpart of "
-            f"their shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
+            f"the adapter does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no counterpart of their "
+            f"shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
         )
     return len(saved)
 
