@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from nomoat.memo.claims import NEW_FAMILIES
 
 from nomoat.config.load import load_recipe
 from nomoat.data.examples import load_shipped_set
+from nomoat.memo.evidence import NEW_FAMILIES, load_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.name != "claims.yaml")
