@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from nomoat.config.schema import Base, Hardware, Recipe
 from nomoat.errors import NomoatError
-from nomoat.models.device import Device, choose_device, scoring_precision, training_precision
+from nomoat.models import device as device_module
+from nomoat.models.device import PROBE_CALLS, Device, choose_device, matmul_flops_per_second, scoring_precision, training_precision
 
 CPU, MPS, CUDA = (Device(kind, "a name", 1, 2) for kind in ("cpu", "mps", "cuda"))
 
@@ -16,8 +18,6 @@ def recipe(precision: str) -> Recipe:
 
 
 def test_auto_takes_what_is_there_and_a_device_that_is_not_is_refused() -> None:
-    import torch
-
     device = choose_device(Hardware())
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert device.kind == expected and device.memory_bytes > 1e9 and device.name
@@ -27,8 +27,6 @@ def test_auto_takes_what_is_there_and_a_device_that_is_not_is_refused() -> None:
 
 
 def test_a_processors_name_tells_how_wide_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     for can, name in (
         ({"cpu_name": "Some CPU", "avx2": True, "avx512_f": True, "avx512_bf16": True}, "Some CPU (AVX-512 with bfloat16)"),
         ({"cpu_name": "Some CPU", "avx2": True, "avx512_f": False}, "Some CPU (AVX2)"),
@@ -39,8 +37,6 @@ def test_a_processors_name_tells_how_wide_it_computes(monkeypatch: pytest.Monkey
 
 
 def test_stated_threads_are_set() -> None:
-    import torch
-
     before = torch.get_num_threads()
     try:
         assert choose_device(Hardware(device="cpu", threads=1)).threads == torch.get_num_threads() == 1
@@ -71,3 +67,16 @@ def test_a_cpu_scores_in_float32_and_a_gpu_as_it_trained() -> None:
     assert scoring_precision("bfloat16", CPU) == "float32"
     assert scoring_precision("bfloat16", CUDA) == "bfloat16"
     assert scoring_precision("nf4", CPU) == "nf4"
+
+
+def test_a_rate_rests_on_several_products_however_long_one_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = torch.nn.functional.linear, []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return real(x, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    monkeypatch.setattr(device_module, "PROBE_SECONDS", 0.0)
+    assert matmul_flops_per_second(64, 64, 64, "float32", "cpu") > 1e6
+    assert len(sizes) == 1 + PROBE_CALLS, "one to warm up, and as many as it takes"
