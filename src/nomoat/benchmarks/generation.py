@@ -1,8 +1,7 @@
 """`make bench RUN=...`: our scoring of a finished run against `model.generate` at batch size 8, in time and in answers.
 
-Both take turns, some rows of one and the same number of the other, in one process and in the precision of scoring. `generate` gets its
-usual treatment: rows in their order, eight at a time, padded on the left, greedy. Ours does more: it also measures the likelihood of
-every reference. Where two answers differ, the model's own logits show how close the call was.
+Both take turns in one process and in the precision of scoring. `generate` answers greedily, rows in their order, padded on the left.
+Ours also measures the likelihood of every reference. Where two answers differ, the model's own logits show how close the call was.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ class ScoringBench:
     def time_arm(self, arm: Arm, *, rows: int | None = None, on_rows: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Answer an arm's rows (the first `rows`) both ways: a batch of ours and as many rows of generate's in turn.
 
-        Returns the arm's entry in scoring.json: times in seconds, turn by turn those of ours and of generate; tokens of our answers, stop
-        tokens included; of answers that differ, the token where they diverge and the gap between the two largest logits there.
+        Returns the arm's entry in scoring.json: seconds, in `turns` those of ours and of generate; tokens of our answers with their stop
+        tokens; of answers that differ, the token where they diverge and the gap between the two largest logits there.
         """
         arm = replace(arm, rows=arm.rows[:rows])
         requests = [make_request(row, arm, self.template) for row in arm.rows]

@@ -31,13 +31,11 @@ from nomoat.training.loop import PackedTrainer, training_arguments
 from nomoat.training.packing import StepSchedule
 
 Step = tuple[TokenizedExample, ...]  # the rows of one optimiser step
-Intervals = tuple[range, ...]  # numbers of the steps to warm up, then of those timed in each turn
 IN_ORDER = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}  # one item of the data set is one step
 SHARED_ARGUMENTS = (
     *("output_dir", "max_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed"),
     *("logging_strategy", "save_strategy", "report_to", "disable_tqdm", "use_cpu"),
 )
-LOSS_ROWS = 4  # rows per forward pass where a peer's loss is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +46,10 @@ class BenchWork:
     base: OpenBase
     tokenizer: Any  # pads on the right
     steps: tuple[Step, ...]
-    intervals: Intervals
+    rows: list[TokenizedExample]  # of all steps, in order
+    intervals: tuple[range, ...]  # numbers of the steps to warm up, then of those timed in each turn
     validation: tuple[TokenizedExample, ...]
     recipe_tokens: int  # of the whole recipe, over which the time to compile is spread
-
-    @property
-    def rows(self) -> list[TokenizedExample]:
-        """The rows of all steps, in order."""
-        return [row for step in self.steps for row in step]
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class BenchArm:
 
     trainer: Any
     mean_loss: Callable[[Sequence[TokenizedExample]], float]
-    own_intervals: Intervals = ()  # of an arm that chooses which rows make a step
+    own_intervals: tuple[range, ...] = ()  # of an arm that chooses which rows make a step
 
 
 def ours(work: BenchWork) -> BenchArm:
@@ -130,9 +124,8 @@ BUILDERS = {"ours": ours, "trainer": plain_trainer, "trl_default": trl_default, 
 
 
 def _arguments(work: BenchWork) -> TrainingArguments:
-    recipe, steps, device = work.recipe, len(work.steps), work.base.device.kind
-    rate = learning_rate_for(recipe, 0)
-    arguments = training_arguments(recipe, output=Path(gettempdir()), steps=steps, learning_rate=rate, device=device)
+    scratch, steps, rate = Path(gettempdir()), len(work.steps), learning_rate_for(work.recipe, 0)
+    arguments = training_arguments(work.recipe, output=scratch, steps=steps, learning_rate=rate, device=work.base.device.kind)
     arguments.save_strategy = "no"
     return arguments
 
@@ -166,8 +159,8 @@ def peer_loss(trainer: Any, collate: Callable[[Sequence[TokenizedExample]], Any]
     trainer.model.eval()
     total = 0.0
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        for start in range(0, len(rows), LOSS_ROWS):
-            inputs = send_to_device(collate(rows[start : start + LOSS_ROWS]), trainer.args.device)
+        for start in range(0, len(rows), 4):  # few at a time: a peer may compute the logits of every token
+            inputs = send_to_device(collate(rows[start : start + 4]), trainer.args.device)
             total += float(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=count))
     trainer.model.train()
     return total

@@ -1,7 +1,4 @@
-"""Results of `make bench`: checked for equal work, then ratios with their spread over turns, as bench.json, tables and a plot.
-
-An arm's entry in bench.json is made by `arm_record`. Imports no torch, so that `--help` and the README's table do not wait for it.
-"""
+"""Results of `make bench`: checks for equal work, ratios with their spread over turns, tables and a plot. Imports no torch."""
 
 from __future__ import annotations
 

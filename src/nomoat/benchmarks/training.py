@@ -48,11 +48,13 @@ def make_work(recipe: Recipe, root: Path, *, turns: int, steps_per_turn: int, wa
     epoch = schedule_steps(lengths, epochs=1, batch_tokens=train.pack_tokens, pack_tokens=train.pack_tokens, seed=train.seed).steps
     starts = [warmup_steps + turn * steps_per_turn for turn in range(turns + 1)]  # of each turn, and the end of the last
     constant = {"learning_rate": SLOWER * learning_rate_for(recipe, 0), "schedule": "constant", "warmup": 0.0}
+    steps = tuple(tuple(tokenized.train[row] for pack in epoch[number % len(epoch)] for row in pack) for number in range(starts[-1]))
     return BenchWork(
         recipe=recipe.model_copy(update={"train": train.model_copy(update=constant)}),
         base=base,
         tokenizer=template.tokenizer,
-        steps=tuple(tuple(tokenized.train[row] for pack in epoch[number % len(epoch)] for row in pack) for number in range(starts[-1])),
+        steps=steps,
+        rows=[row for step in steps for row in step],
         intervals=tuple(map(range, [0, *starts], starts)),
         validation=tokenized.validation[:: max(1, len(tokenized.validation) // VALIDATION_ROWS)],
         recipe_tokens=round(train.epochs * sum(lengths)),
@@ -64,7 +66,7 @@ def run_bench(work: BenchWork, root: Path, arms: list[str], console: Console) ->
     base, device, step_tokens = work.base, work.base.device, [sum(row.length for row in step) for step in work.steps]
     average = round(sum(step_tokens) / len(step_tokens))
     size = f"{len(step_tokens)} steps of about {average} tokens, {base.precision} on {device.name}, {device.threads} threads"
-    console.print(f"bench    {size}, {len(arms)} arms in turn", highlight=False)
+    console.print(f"bench    {size}, {len(arms)} arms in turn", highlight=False, soft_wrap=True)
     shapes, head = linear_shapes(base.files.folder)
     peaks: list[float] = []
     with ProgressBar("turns", len(work.intervals) * len(arms), console) as bar:
@@ -107,18 +109,14 @@ def interleave(names: list[str], work: BenchWork, bar: ProgressBar, after_round:
                 results[name].append(interval)
                 bar.advance(1, f"{ARMS[name]}: {interval['tokens'] / interval['seconds']:.0f} tok/s")
             after_round()
-        results = {name: [*results[name], next(arm)] for name, arm in arms.items()}
+        return {name: arm_record(first, warmup, turns, next(arms[name])) for name, (first, warmup, *turns) in results.items()}
     finally:
         for arm in arms.values():
             arm.close()
-    return {name: arm_record(first, warmup, turns, last) for name, (first, warmup, *turns, last) in results.items()}
 
 
 def arm_results(name: str, work: BenchWork) -> Generator[Any, None, None]:
-    """Results of one arm in its own process, which computes each when it is asked for and is idle meanwhile.
-
-    They are the loss before any step, an interval for the warm-up and each turn, and the loss at the end. RunFailed where it dies.
-    """
+    """Yield the loss before any step, an interval per turn, and the loss at the end, each computed on demand in the arm's own process."""
     context = multiprocessing.get_context("spawn")
     pipe, childs_end = context.Pipe()
     process = context.Process(target=_run_arm, args=(name, work, childs_end), daemon=True)
@@ -152,10 +150,7 @@ def _run_arm(name: str, work: BenchWork, pipe: Connection) -> None:
 
 
 class TurnCallback(TrainerCallback):
-    """Waits for the arm's turn before an interval of steps, times them, and reports them.
-
-    Timed from the beginning of the first step to the end of the last: forward, backward, optimiser, and all data except the first.
-    """
+    """Waits for the arm's turn before an interval of steps, times all of it except loading the first step's rows, and reports it."""
 
     def __init__(self, arm: BenchArm, work: BenchWork, pipe: Connection) -> None:
         self.steps, self.intervals = ((), list(arm.own_intervals)) if arm.own_intervals else (work.steps, list(work.intervals))
