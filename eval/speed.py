@@ -13,16 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nomoat.cli import configure_logging, run_script
-from nomoat.console import ProgressBar
+from nomoat.cli import ROOT, ProgressBar, configure_logging, run_script, script_parser
 from nomoat.errors import RunFailed
 from nomoat.io import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("run", type=Path, help="a finished run directory")
     parser.add_argument("--rows", type=int, help="how many rows of each arm (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for scoring.json (default: runs/bench)")

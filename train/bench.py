@@ -17,23 +17,20 @@ from pathlib import Path
 from rich.console import Console
 
 from nomoat.benchmarks.results import ARMS, arms_table, draw
-from nomoat.cli import configure_logging, run_script
+from nomoat.cli import ROOT, configure_logging, recipe_parser, run_script
+from nomoat.config.load import load_recipe
 from nomoat.errors import NomoatError, RunFailed
 from nomoat.io import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "recipes" / "smollm2-135m.yaml", help="default: the default recipe")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser = recipe_parser(__doc__, default=ROOT / "recipes" / "smollm2-135m.yaml")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which arms take part (default: all); ours always")
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each arm (default: 7)")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps in each turn (default: 6)")
     parser.add_argument("--warmup", type=int, default=6, help="steps before the first timed turn (default: 6)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.svg (default: runs/bench)")
-    arguments = parser.parse_intermixed_args()  # an override may follow an option
+    arguments = parser.parse_intermixed_args()
     for name in ("turns", "steps", "warmup"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, not {getattr(arguments, name)}")
@@ -48,9 +45,7 @@ def main() -> int:
     missing = [name for name in arms if name.startswith("trl") and find_spec("trl") is None]
     if missing:
         raise NomoatError(f"{' and '.join(missing)}: TRL is not installed; run `.venv/bin/pip install -e '.[bench]'` or add --arms trainer")
-    from nomoat.config.load import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is reported before anything heavy is imported
     configure_logging()
     from nomoat.benchmarks.training import make_work, run_bench
 

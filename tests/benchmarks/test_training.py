@@ -14,7 +14,7 @@ from rich.console import Console
 from nomoat.benchmarks.peers import BenchWork
 from nomoat.benchmarks.results import work_differences
 from nomoat.benchmarks.training import interleave, linear_shapes, make_work, peak_flops, run_bench, step_flops
-from nomoat.console import ProgressBar
+from nomoat.cli import ProgressBar
 from nomoat.data.chat_template import TokenizedExample
 from nomoat.errors import RunFailed
 from tests.benchmarks.make_work import SIZE, make_recipe, make_small_work

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from nomoat.memo.claims import CLAIMS
+
 from nomoat.memo.evidence import Evidence, ThresholdTest, all_of, at_most, over_seeds, ratio_over_seeds, score_less
 from nomoat.memo.rules import judge, judge_claim
 from nomoat.reports.build import build_report

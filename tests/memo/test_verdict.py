@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nomoat.memo.claims import CLAIMS, claims_sha256
 from rich.console import Console
 
 from nomoat.errors import NomoatError
 from nomoat.io import write_json
 from nomoat.memo import rules
-from nomoat.memo.claims import CLAIMS, claims_sha256
 from nomoat.memo.evidence import Spent
 from nomoat.memo.rules import BOTH
 from nomoat.memo.runs import MADE_ROLES, PlannedRun, make_missing_run, missing_runs

@@ -1,7 +1,4 @@
-"""`make bench`: every arm trains the same steps, each in its own process, taking turns; and MFU of our steps.
-
-Taking turns puts two arms under the same machine conditions: one server's speed varied by a tenth from minute to minute (recipes/LOG.md).
-"""
+"""`make bench`: every arm trains the same steps, each in its own process, taking turns; and MFU of our steps."""
 
 from __future__ import annotations
 
@@ -21,9 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trai
 
 from nomoat.benchmarks.peers import BUILDERS, BenchArm, BenchWork, Step
 from nomoat.benchmarks.results import ARMS, arm_record, compare_arms, spread, work_differences
-from nomoat.cli import configure_logging
+from nomoat.cli import ProgressBar, configure_logging
 from nomoat.config.schema import Recipe, learning_rate_for
-from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.prepare import load_raw_data, tokenize_data
 from nomoat.errors import RunFailed
@@ -98,7 +94,10 @@ def run_bench(work: BenchWork, root: Path, arms: list[str], console: Console) ->
 
 
 def interleave(names: list[str], work: BenchWork, bar: ProgressBar, after_round: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """Run all arms turn by turn, the warm-up first; `arm_record` of each. RunFailed where one fails, which ends all processes."""
+    """Run all arms turn by turn, the warm-up first; `arm_record` of each. RunFailed where one fails, which ends all processes.
+
+    In turns they meet the same conditions: one server's speed varied by a tenth from minute to minute (recipes/LOG.md).
+    """
     arms = {name: arm_results(name, work) for name in names}
     try:
         results = {name: [next(arm)] for name, arm in arms.items()}  # loading is not timed, but would disturb a warm-up
