@@ -49,7 +49,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "scoring.json", {**result, "device": bench.device.name, "precision": bench.precision})
     print(
-        f"\nall arms: {result['ratio']:.1f}x faster than model.generate at batch size 8; {result['identical']:.2%} of {result['rows']} "
+        f"\nall arms: {result['ratio']:.1f}x faster than model.generate at batch size 8; {result['identical']:.2%} of {result['rows']:,} "
         f"answers identical, the others within {result['largest_gap']:.1e} of a tie\nwritten to {arguments.out / 'scoring.json'}"
     )
     if result["largest_gap"] >= TIE:

@@ -82,7 +82,7 @@ def test_the_readme_shows_trl_tuned_and_the_published_numbers() -> None:
         ["training relative to transformers.Trainer (padded, full logits)", "1.68x", "1.26x to 1.90x", "0.68x"],
         ["MFU (peak 145 GFLOP/s measured)", "47%", "46% to 57%", ""],
         ["MFU if the shared prefix is counted once, as computed", "42%", "40% to 50%", ""],
-        ["scoring relative to `model.generate` at batch size 8 (100.00% of 1206 answers identical)", "3.88x", "2.43x to 6.14x", ""],
+        ["scoring relative to `model.generate` at batch size 8 (100.00% of 1,206 answers identical)", "3.88x", "2.43x to 6.14x", ""],
     ]
     named = speed_block({**record, "device_name": "a laptop"}, scoring)
     assert named.startswith("| 41 steps of 468 tokens, float32, 2 threads, a laptop |")

@@ -89,7 +89,7 @@ def arms_table(record: Mapping[str, Any]) -> str:
 def speed_block(record: Mapping[str, Any], scoring: Mapping[str, Any]) -> str:
     """The README's table. TRL's defaults are left out: they compute in bfloat16, which the published CPU emulates."""
     turns = spread(theirs / ours for arm in scoring["arms"].values() for ours, theirs in arm["turns"])
-    label = f"scoring relative to `model.generate` at batch size 8 ({scoring['identical']:.2%} of {scoring['rows']} answers identical)"
+    label = f"scoring relative to `model.generate` at batch size 8 ({scoring['identical']:.2%} of {scoring['rows']:,} answers identical)"
     generate = (label, *_cells("{:.2f}x", {**turns, "median": scoring["ratio"]}), "")
     return _table(record, [*_comparison(record, ("trl_compiled", "trainer")), generate])
 
