@@ -23,5 +23,5 @@ def make_recipe(folder: Path, *, tokenizer: dict[str, Any] | None = None, **chan
 
 
 def make_small_work(folder: Path, **changes: Any) -> BenchWork:
-    """The work of five steps: one to warm up and two turns of two."""
+    """The work of seven steps: one to warm up, and two turns of two that each follow an untimed one."""
     return make_work(make_recipe(folder, **changes), folder, **SIZE)

@@ -66,4 +66,4 @@ def test_peers_train_with_our_arguments(work: BenchWork) -> None:
     arguments, expected = plain_trainer(work).trainer.args, ours(work).trainer.args
     for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "lr_scheduler_type", "max_steps", "optim", "seed"):
         assert getattr(arguments, name) == getattr(expected, name), name
-    assert arguments.learning_rate == 1e-4 and arguments.max_steps == 5 and arguments.lr_scheduler_type.startswith("constant")
+    assert arguments.learning_rate == 1e-4 and arguments.max_steps == 7 and arguments.lr_scheduler_type.startswith("constant")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import gettempdir
@@ -26,16 +25,13 @@ from nomoat.kernels.cross_entropy import IGNORED
 from nomoat.kernels.varlen_attention import uses_varlen_attention
 from nomoat.models.adapter import attach_adapter
 from nomoat.models.base import OpenBase, load_model
-from nomoat.training.collate import Collator, choose_packing, mean_loss
+from nomoat.training.collate import Collator, choose_packing
 from nomoat.training.loop import PackedTrainer, training_arguments
 from nomoat.training.packing import StepSchedule
 
 Step = tuple[TokenizedExample, ...]  # the rows of one optimiser step
-IN_ORDER = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}  # one item of the data set is one step
-SHARED_ARGUMENTS = (
-    *("output_dir", "max_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed"),
-    *("logging_strategy", "save_strategy", "report_to", "disable_tqdm", "use_cpu"),
-)
+SHARED = "output_dir max_steps learning_rate lr_scheduler_type weight_decay max_grad_norm seed"  # arguments of ours that TRL gets
+SHARED += " logging_strategy save_strategy report_to disable_tqdm use_cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +50,24 @@ class BenchWork:
 
 @dataclass(frozen=True)
 class BenchArm:
-    """A trainer that is ready to run; `mean_loss` is per labelled token of the given rows, in nats."""
+    """A trainer that is ready to run, and how it makes a batch of rows."""
 
     trainer: Any
-    mean_loss: Callable[[Sequence[TokenizedExample]], float]
+    collate: Callable[[Sequence[TokenizedExample]], Any]
     own_intervals: tuple[range, ...] = ()  # of an arm that chooses which rows make a step
+
+    def mean_loss(self, rows: Sequence[TokenizedExample]) -> float:
+        """Mean loss per labelled token (nats) by the trainer's own loss function."""
+        device = self.trainer.args.device
+        labels = torch.tensor(sum(len(row.completion_ids) for row in rows), device=device)
+        self.trainer.model.eval()
+        total = 0.0
+        with torch.no_grad(), self.trainer.compute_loss_context_manager():
+            for start in range(0, len(rows), 4):  # few at a time: a peer may compute the logits of every token
+                inputs = send_to_device(self.collate(rows[start : start + 4]), device)
+                total += float(self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=labels))
+        self.trainer.model.train()
+        return total
 
 
 def ours(work: BenchWork) -> BenchArm:
@@ -70,10 +79,10 @@ def ours(work: BenchWork) -> BenchArm:
     model = attach_adapter(model, recipe.lora, seed=recipe.train.seed, files=work.base.files, kernels=kernels)
     collator = Collator(rows, work.validation, packed, work.tokenizer.pad_token_id, recipe.train.pack_tokens, shared, kernels)
     numbers = iter(range(len(rows)))
-    plan = StepSchedule(tuple((tuple(islice(numbers, len(step))),) for step in work.steps), ())
-    parts: dict[str, Any] = {"rows": collator, "plan": plan, "files": work.base.files, "callbacks": []}
-    trainer = PackedTrainer(model=model, args=_arguments(work), loraplus_lr_ratio=recipe.train.loraplus_lr_ratio, **parts)
-    return BenchArm(trainer, partial(mean_loss, model, collator))
+    schedule = StepSchedule(tuple((tuple(islice(numbers, len(step))),) for step in work.steps), ())
+    args, files, ratio = _arguments(work), work.base.files, recipe.train.loraplus_lr_ratio
+    trainer = PackedTrainer(model=model, args=args, schedule=schedule, collator=collator, files=files, loraplus_lr_ratio=ratio)
+    return BenchArm(trainer, collator.batch)
 
 
 def plain_trainer(work: BenchWork) -> BenchArm:
@@ -81,11 +90,11 @@ def plain_trainer(work: BenchWork) -> BenchArm:
     pad = DataCollatorForSeq2Seq(work.tokenizer, label_pad_token_id=IGNORED)
     trainer = Trainer(
         model=_stock_model(work),
-        args=TrainingArguments(**_shared_arguments(work), **IN_ORDER, remove_unused_columns=False),
+        args=_arguments(work),
         train_dataset=[[as_example(row) for row in step] for step in work.steps],
         data_collator=lambda items: pad(items[0]),
     )
-    return BenchArm(trainer, partial(peer_loss, trainer, lambda rows: pad([as_example(row) for row in rows])))
+    return BenchArm(trainer, lambda rows: pad([as_example(row) for row in rows]))
 
 
 def trl_default(work: BenchWork) -> BenchArm:
@@ -98,41 +107,43 @@ def trl_default(work: BenchWork) -> BenchArm:
     lora, steps = work.recipe.lora, len(work.intervals)
     trainer = SFTTrainer(
         model=str(work.base.files.folder),
-        args=SFTConfig(**_shared_arguments(work) | {"max_steps": steps}, include_num_input_tokens_seen="non_padding"),
+        args=SFTConfig(**_shared(work) | {"max_steps": steps}, include_num_input_tokens_seen="non_padding"),
         train_dataset=Dataset.from_list([as_example(row) for row in work.rows]),
         peft_config=LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets),
     )
-    loss = partial(peer_loss, trainer, lambda rows: trainer.data_collator([as_example(row) for row in rows]))
-    return BenchArm(trainer, loss, tuple(range(step, step + 1) for step in range(steps)))
+    intervals = tuple(range(step, step + 1) for step in range(steps))
+    return BenchArm(trainer, lambda rows: trainer.data_collator([as_example(row) for row in rows]), intervals)
 
 
 def trl_compiled(work: BenchWork) -> BenchArm:
     """SFTTrainer tuned: our steps in its packed form, compiled, without checkpointing or autocast, on a base in our precision."""
     from trl import SFTConfig, SFTTrainer
 
+    in_order = {"per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}  # an item of the data set is a step
     tuned = {"packing": True, "max_length": work.recipe.train.pack_tokens, "torch_compile": True, "gradient_checkpointing": False}
     trainer = SFTTrainer(
         model=_stock_model(work),
-        args=SFTConfig(**_shared_arguments(work), **IN_ORDER, **tuned, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=SFTConfig(**_shared(work), **in_order, **tuned, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_list([as_packed_example(step) for step in work.steps]),
         processing_class=work.tokenizer,
     )
-    return BenchArm(trainer, partial(peer_loss, trainer, lambda rows: trainer.data_collator([as_packed_example(rows)])))
+    return BenchArm(trainer, lambda rows: trainer.data_collator([as_packed_example(rows)]))
 
 
 BUILDERS = {"ours": ours, "trainer": plain_trainer, "trl_default": trl_default, "trl_compiled": trl_compiled}
 
 
 def _arguments(work: BenchWork) -> TrainingArguments:
+    """Those of `make train`, but nothing is written or logged."""
     scratch, steps, rate = Path(gettempdir()), len(work.steps), learning_rate_for(work.recipe, 0)
     arguments = training_arguments(work.recipe, output=scratch, steps=steps, learning_rate=rate, device=work.base.device.kind)
-    arguments.save_strategy = "no"
+    arguments.save_strategy = arguments.logging_strategy = "no"
     return arguments
 
 
-def _shared_arguments(work: BenchWork) -> dict[str, Any]:
-    """Our training arguments that peers get too: what is trained and for how long, and that nothing is written."""
-    return {name: getattr(_arguments(work), name) for name in SHARED_ARGUMENTS}
+def _shared(work: BenchWork) -> dict[str, Any]:
+    """What is trained and for how long, and that nothing is written or logged."""
+    return {name: getattr(_arguments(work), name) for name in SHARED.split()}
 
 
 def _stock_model(work: BenchWork) -> Any:
@@ -151,16 +162,3 @@ def as_packed_example(rows: Sequence[TokenizedExample]) -> dict[str, list[int]]:
     examples = [as_example(row) for row in rows]
     joined = {name: [token for example in examples for token in example[name]] for name in ("input_ids", "labels")}
     return {**joined, "seq_lengths": [row.length for row in rows]}
-
-
-def peer_loss(trainer: Any, collate: Callable[[Sequence[TokenizedExample]], Any], rows: Sequence[TokenizedExample]) -> float:
-    """Mean loss per labelled token (nats) by the trainer's own loss function."""
-    count = torch.tensor(sum(len(row.completion_ids) for row in rows), device=trainer.args.device)
-    trainer.model.eval()
-    total = 0.0
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        for start in range(0, len(rows), 4):  # few at a time: a peer may compute the logits of every token
-            inputs = send_to_device(collate(rows[start : start + 4]), trainer.args.device)
-            total += float(trainer.compute_loss(trainer.model, inputs, num_items_in_batch=count))
-    trainer.model.train()
-    return total

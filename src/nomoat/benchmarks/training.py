@@ -1,4 +1,4 @@
-"""`make bench`: every arm trains the same steps, each in its own process, taking turns; and MFU of our steps."""
+"""`make bench`: all arms train the same steps, each in its own process, in turns since a machine's speed drifts; and our MFU."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from nomoat.training.packing import common_prefix, schedule_steps
 
 PROBE_ROWS = 32  # whose loss is compared before any step
 VALIDATION_ROWS = 64  # or a few more, evenly spread: enough to show whether two arms learnt the same
+REWARM_STEPS = 1  # of a turn, not timed: a process that has waited for minutes may have to load pages again
 SLOWER = 0.1  # of the recipe's learning rate: at the full one, rounding alone drives arms apart within fifty steps
 
 
@@ -42,16 +43,16 @@ def make_work(recipe: Recipe, root: Path, *, turns: int, steps_per_turn: int, wa
     template.tokenizer.pad_token_id, template.tokenizer.padding_side = template.pad_id, "right"
     train, lengths = recipe.train, [row.length for row in tokenized.train]
     epoch = schedule_steps(lengths, epochs=1, batch_tokens=train.pack_tokens, pack_tokens=train.pack_tokens, seed=train.seed).steps
-    starts = [warmup_steps + turn * steps_per_turn for turn in range(turns + 1)]  # of each turn, and the end of the last
+    stops = [warmup_steps + turn * (REWARM_STEPS + steps_per_turn) for turn in range(turns + 1)]
     constant = {"learning_rate": SLOWER * learning_rate_for(recipe, 0), "schedule": "constant", "warmup": 0.0}
-    steps = tuple(tuple(tokenized.train[row] for pack in epoch[number % len(epoch)] for row in pack) for number in range(starts[-1]))
+    steps = tuple(tuple(tokenized.train[row] for pack in epoch[number % len(epoch)] for row in pack) for number in range(stops[-1]))
     return BenchWork(
         recipe=recipe.model_copy(update={"train": train.model_copy(update=constant)}),
         base=base,
         tokenizer=template.tokenizer,
         steps=steps,
         rows=[row for step in steps for row in step],
-        intervals=tuple(map(range, [0, *starts], starts)),
+        intervals=(range(warmup_steps), *(range(stop - steps_per_turn, stop) for stop in stops[1:])),
         validation=tokenized.validation[:: max(1, len(tokenized.validation) // VALIDATION_ROWS)],
         recipe_tokens=round(train.epochs * sum(lengths)),
     )
@@ -94,10 +95,7 @@ def run_bench(work: BenchWork, root: Path, arms: list[str], console: Console) ->
 
 
 def interleave(names: list[str], work: BenchWork, bar: ProgressBar, after_round: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """Run all arms turn by turn, the warm-up first; `arm_record` of each. RunFailed where one fails, which ends all processes.
-
-    In turns they meet the same conditions: one server's speed varied by a tenth from minute to minute (recipes/LOG.md).
-    """
+    """Run all arms turn by turn, the warm-up first; `arm_record` of each. RunFailed where one fails, which ends all processes."""
     arms = {name: arm_results(name, work) for name in names}
     try:
         results = {name: [next(arm)] for name, arm in arms.items()}  # loading is not timed, but would disturb a warm-up
@@ -153,19 +151,20 @@ class TurnCallback(TrainerCallback):
 
     def __init__(self, arm: BenchArm, work: BenchWork, pipe: Connection) -> None:
         self.steps, self.intervals = ((), list(arm.own_intervals)) if arm.own_intervals else (work.steps, list(work.intervals))
-        self.pipe, self.memory, self.started, self.tokens_before = pipe, MemoryMeter(), 0.0, 0
+        self.pipe, self.memory, self.started, self.waits_at, self.tokens_before = pipe, MemoryMeter(), 0.0, 0, 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.intervals[0].start:
+        if state.global_step == self.waits_at:
             self.pipe.recv()
             self.memory.start()
+        if state.global_step == self.intervals[0].start:
             self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.device.type == "cuda":
             torch.cuda.synchronize(args.device)
         if state.global_step == self.intervals[0].stop:
-            seconds, interval = time.perf_counter() - self.started, self.intervals.pop(0)
+            seconds, interval, self.waits_at = time.perf_counter() - self.started, self.intervals.pop(0), state.global_step
             own_tokens, self.tokens_before = state.num_input_tokens_seen - self.tokens_before, state.num_input_tokens_seen
             tokens = sum(row.length for number in interval for row in self.steps[number]) if self.steps else own_tokens
             peak = self.memory.peak_device_bytes() or self.memory.peak_resident_bytes()
