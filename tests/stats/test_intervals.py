@@ -12,12 +12,14 @@ from nomoat.errors import NomoatError
 from nomoat.stats import intervals
 from nomoat.stats.intervals import (
     Estimate,
+    clustered_standard_error,
     design_of,
     holm,
     mean_interval,
     rate_interval,
     seeds_estimate,
     split_families,
+    standard_error_of,
     tier_estimate,
     wilson,
 )
@@ -198,6 +200,23 @@ def test_the_bootstrap_covers_the_mean_of_skewed_scores(monkeypatch: pytest.Monk
         return mean_interval(list(draw.beta(2 * own, 2 * (1 - own))), [at // 10 for at in range(120)], (0, 1))
 
     assert _coverage(trial, 0.35 / 2.35, 300) >= 0.93
+
+
+def test_the_clustered_standard_error_is_millers_by_hand() -> None:
+    """Mean 1/2; the clusters' sums of deviations are 1, -1, 1/2 and -1/2, their squares add up to 5/2; times 4/3, over 6^2."""
+    scores, clusters = [1, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "d"]
+    assert clustered_standard_error(scores, clusters) == pytest.approx(math.sqrt(5 / 2 * 4 / 3) / 6)
+
+
+def test_with_one_row_per_cluster_the_clustered_standard_error_is_the_usual_one() -> None:
+    scores = [0.2, 0.9, 0.4, 0.4, 1.0]
+    assert clustered_standard_error(scores, range(5)) == pytest.approx(np.std(scores, ddof=1) / math.sqrt(5))
+    with pytest.raises(NomoatError, match="two clusters or more; got 1"):
+        clustered_standard_error(scores, "aaaaa")
+
+
+def test_the_standard_error_of_an_interval_is_its_half_width_over_196() -> None:
+    assert standard_error_of((0.2, 0.6)) == pytest.approx(0.2 / 1.959964, rel=1e-6)
 
 
 def test_several_seeds_follow_the_formula() -> None:
