@@ -24,7 +24,7 @@ class RunFacts(Record):
     run: str
     seed: int
     base: str
-    device: str | None
+    device: str
     threads: int | None
     shared: bool
     dtype: str | None
@@ -112,7 +112,7 @@ def _run_facts(report: Report) -> RunFacts:
         run=report.run,
         seed=report.seed,
         base=report.base_name,
-        device=report.provenance.device.name,
+        device=report.provenance.device.name or "unknown device",
         threads=report.provenance.threads,
         shared=report.shared,
         dtype=report.provenance.dtype,
