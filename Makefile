@@ -1,5 +1,8 @@
-# The front door. `make` alone lists what it can do; every target makes or refreshes .venv by itself.
+# The front door. `make` alone lists the targets; every target creates or refreshes .venv first.
 # Make turns each failure into its own exit code 2; the scripts' codes are 0 done, 1 failed gate or regression, 2 bad input, 130 stopped.
+#
+# RECIPE, RUN, ROWS, ADAPTER and REFERENCE are single values: they may hold spaces and quotes and are quoted here. RUNS, DATA and SET are
+# lists that the shell splits, so quote inside them: RUNS="'runs/a b' runs/c", SET="lora.targets=[a,b] data.rows='my file.jsonl'".
 
 PYTHON ?= python3
 UV ?= uv
@@ -9,16 +12,18 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 WORKERS ?= 2
 TORCH_PIN = $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' requirements.lock)
-# What an extra of pyproject.toml names, and not nomoat itself again: it may be in use by another run meanwhile.
+# Installs the packages of an extra of pyproject.toml, but not nomoat again: another run may be using it.
 extra = $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
 	| $(PY) -m pip install --quiet --constraint requirements.lock --requirement /dev/stdin
 need = $(if $($(1)),$($(1)),$(error $@ needs $(1), for example: make $@ $(1)=$(2)))
+# The variable named $(1), or else $(2), as one shell word: in single quotes, except a leading ~/, which the shell expands.
+quoted = $(subst <start>,,$(subst <start>'~/,~/',<start>'$(subst ','\'',$(or $(value $(1)),$(2)))'))
 
-# A file beside a script that is named like a library (data/json.py, say) must not be imported in its place.
+# A file in a script's folder that is named like a library (say data/json.py) must not be imported instead of it.
 export PYTHONSAFEPATH := 1
-# A prompt may hold quotes, dollars and newlines, so it travels in the environment and is never seen by the shell's parser.
+# A prompt may hold quotes, dollars and newlines, so it is passed in the environment, where neither make nor the shell parses it.
 export NOMOAT_PROMPT := $(value PROMPT)
-unexport PROMPT
+unexport PROMPT RECIPE RUN ROWS ADAPTER REFERENCE  # exporting a variable expands it: a dollar in a path would be lost
 
 .DEFAULT_GOAL := help
 
@@ -26,41 +31,42 @@ unexport PROMPT
 help:
 	@awk -F '  ## ' '/^\.PHONY: [a-z-]+  ## / {printf "  make %-10s %s\n", substr($$1, 9), $$2}' $(firstword $(MAKEFILE_LIST))
 
-.PHONY: setup  ## Make or refresh .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there
+.PHONY: setup  ## Create or refresh .venv; TORCH_INDEX=https://download.pytorch.org/whl/cpu installs that build of torch
 setup: $(READY)
 
-.PHONY: train  ## Fine-tune RECIPE, score it, write the report; SET="train.epochs=1 lora.rank=8" overrides
+.PHONY: train  ## Fine-tune RECIPE, score it and write the report; SET="train.epochs=1 lora.rank=8" overrides keys
 train: $(READY)
-	$(PY) train/sft.py $(RECIPE) $(SET)
+	$(PY) train/sft.py $(call quoted,RECIPE) $(SET)
 
-.PHONY: eval  ## Answer the rows of RUN again and check its report; or score it on ROWS=mine.jsonl, with ADAPTER=folder, SET="eval.arms=[...]"
+.PHONY: eval  ## Check the report of RUN (default: latest) by scoring it again; or with ROWS=mine.jsonl, ADAPTER=folder, SET="eval.arms=[...]"
 eval: $(READY)
-	$(PY) eval/score.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(ROWS),--rows $(ROWS)) $(if $(ADAPTER),--adapter $(ADAPTER)) $(SET)
+	$(PY) eval/score.py $(call quoted,RUN,latest) $(if $(value ROWS),--rows $(call quoted,ROWS)) \
+		$(if $(value ADAPTER),--adapter $(call quoted,ADAPTER)) $(SET)
 
-.PHONY: compare  ## Compare all runs, or RUNS="runs/a runs/b", with REFERENCE=runs/a or the first; FORCE=1, FAIL_ON_REGRESSION=1
+.PHONY: compare  ## Compare all runs, or RUNS="runs/a runs/b"; REFERENCE=runs/a (default: the first), FORCE=1, FAIL_ON_REGRESSION=1
 compare: $(READY)
-	$(PY) eval/compare.py $(RUNS) $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(FORCE),--force) \
+	$(PY) eval/compare.py $(RUNS) $(if $(value REFERENCE),--reference $(call quoted,REFERENCE)) $(if $(FORCE),--force) \
 		$(if $(FAIL_ON_REGRESSION),--fail-on-regression) $(SET)
 
-.PHONY: memo  ## Judge the memo's claims from the published reports; MISSING=1 (or MISSING=lora,full) first makes runs that they lack (hours)
+.PHONY: memo  ## Judge the memo's claims from the published reports; MISSING=1 (or MISSING=lora,full) first makes the missing runs (hours)
 memo: $(READY)
-	$(PY) eval/memo.py $(if $(MISSING),--missing) $(if $(filter-out 1,$(MISSING)),--roles $(MISSING)) $(SET)
+	$(PY) eval/memo.py $(if $(MISSING),--missing) $(if $(filter-out 1,$(MISSING)),--roles $(call quoted,MISSING)) $(SET)
 
-.PHONY: reference  ## Write the tables of the READMEs from the reports in recipes/reference/
+.PHONY: reference  ## Regenerate the tables in README.md, docs/ and recipes/ from the published reports
 reference: $(READY)
 	$(PY) eval/reference.py
 
-.PHONY: try  ## Ask the base and the adapter of RUN side by side; PROMPT="..." or it asks
+.PHONY: try  ## Ask the base and the adapter of RUN (default: latest) the same question; PROMPT="...", or type prompts
 try: $(READY)
-	$(PY) eval/try.py $(call need,RUN,runs/smoke-1a2b3c4d) $(if $(NOMOAT_PROMPT),--prompt="$$NOMOAT_PROMPT")
+	$(PY) eval/try.py $(call quoted,RUN,latest) $(if $(NOMOAT_PROMPT),--prompt="$$NOMOAT_PROMPT")
 
-.PHONY: bench  ## Time a training step beside Trainer and TRL (installs TRL); with RUN=runs/..., its scoring beside generate
-bench: $(if $(RUN),$(READY),$(VENV)/.bench)
-	$(PY) $(if $(RUN),eval/speed.py $(RUN),train/bench.py $(RECIPE)) $(SET)
+.PHONY: bench  ## Time a training step against Trainer and TRL (installs TRL); with RUN=runs/..., time its scoring against generate
+bench: $(if $(value RUN),$(READY),$(VENV)/.bench)
+	$(PY) $(if $(value RUN),eval/speed.py $(call quoted,RUN),train/bench.py $(call quoted,RECIPE)) $(SET)
 
-.PHONY: plan  ## What RECIPE will cost before its base is downloaded: memory, time, money; MEASURE=1 loads it and tries
+.PHONY: plan  ## Estimate memory, time and money of RECIPE without downloading its weights; MEASURE=1 loads them and times a step
 plan: $(READY)
-	$(PY) train/plan.py $(RECIPE) $(SET) $(if $(MEASURE),--measure)
+	$(PY) train/plan.py $(call quoted,RECIPE) $(SET) $(if $(MEASURE),--measure)
 
 .PHONY: harness  ## Install lm-evaluation-harness, for recipes with eval.harness
 harness: $(VENV)/.harness
@@ -73,15 +79,15 @@ $(VENV)/.bench: $(READY)
 	$(call extra,bench)
 	@touch $@
 
-.PHONY: pin  ## Look up what `revision: unpinned` in RECIPE stands for today, and write it there
+.PHONY: pin  ## Replace `revision: unpinned` in RECIPE by the current commit on the hub
 pin: $(READY)
-	$(PY) train/pin.py $(RECIPE)
+	$(PY) train/pin.py $(call quoted,RECIPE)
 
-.PHONY: audit  ## Do held-out rows stand in training rows? DATA="recipe.yaml" or "train.jsonl heldout.jsonl" or a shipped set
+.PHONY: audit  ## Check for train/test contamination; DATA="recipe.yaml", DATA="train.jsonl heldout.jsonl" or a shipped set
 audit: $(READY)
 	$(PY) data/leaks.py $(call need,DATA,recipes/smollm2-135m.yaml)
 
-.PHONY: check  ## Lint, format, types, and the shipped rows: reproducible and free of leaks
+.PHONY: check  ## Lint, formatting, types, import contract, and the shipped rows (reproducible, not contaminated)
 check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -90,11 +96,11 @@ check: $(READY)
 	$(PY) data/prepare.py --set desk --check
 	$(PY) data/leaks.py desk
 
-.PHONY: test  ## The tests of every day, without the slow ones, in WORKERS=2 processes of one thread each
+.PHONY: test  ## The quick tests, in WORKERS=2 processes of one thread each
 test: $(READY)
 	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: test-all  ## All tests but those that need a GPU
+.PHONY: test-all  ## All tests except those that need a GPU
 test-all: $(READY)
 	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
 
@@ -102,12 +108,12 @@ test-all: $(READY)
 lock:
 	$(UV) pip compile pyproject.toml --quiet --default-index https://pypi.org/simple --output-file requirements.lock $(if $(UPGRADE),--upgrade)
 
-.PHONY: clean  ## Remove .venv and caches; runs/ stays
+.PHONY: clean  ## Remove .venv and caches, but not runs/
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache dist build
 	find data eval src tests train -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# `make setup TORCH_INDEX=...` swaps the installed build of torch even where everything else is up to date.
+# `make setup TORCH_INDEX=...` replaces the installed build of torch even if everything else is up to date.
 .PHONY: again
 $(READY): pyproject.toml requirements.lock $(PY) $(if $(TORCH_INDEX),$(if $(filter setup,$(MAKECMDGOALS)),again))
 	$(if $(TORCH_INDEX),$(PY) -m pip install --force-reinstall --no-deps --index-url $(TORCH_INDEX) $(TORCH_PIN))

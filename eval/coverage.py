@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parse_arguments()
     from rich.console import Console
 
-    from nomoat.console import ProgressBar
+    from nomoat.cli import ProgressBar
     from nomoat.io import write_atomically
     from nomoat.stats import coverage
 

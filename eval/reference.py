@@ -1,4 +1,4 @@
-"""Write the tables of the three README.md from what is published in recipes/reference/ and from recipes/memo/memo.json.
+"""Write the generated tables of README.md, docs/ and recipes/: from recipes/reference/, recipes/memo/memo.json and the recipe schema.
 
     python eval/reference.py            # write them
     python eval/reference.py --check    # only say whether they are up to date
@@ -13,7 +13,16 @@ from pathlib import Path
 
 from nomoat.cli import run_script
 from nomoat.errors import RunFailed
-from nomoat.reports.readme_tables import RECIPE_HEAD, fewer_table, fill_blocks, precision_table, published_runs, recipe_lines, score_table
+from nomoat.reports.readme_tables import (
+    RECIPE_HEAD,
+    fewer_table,
+    fill_blocks,
+    keys_table,
+    precision_table,
+    published_runs,
+    recipe_lines,
+    score_table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "smollm2-135m"
@@ -29,12 +38,13 @@ def main() -> int:
     arguments = parse_arguments()
     from nomoat.benchmarks.generation import sentence
     from nomoat.benchmarks.results import speed_block
+    from nomoat.config.load import describe_keys
     from nomoat.io import read_json, write_atomically
     from nomoat.memo.verdict import MemoVerdict
     from nomoat.memo.views import minutes_block, readme_block
 
     found = published_runs(ROOT / "recipes" / "reference")
-    blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())])}
+    blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())]), "keys": keys_table(describe_keys())}
     if DEFAULT in found:
         blocks |= {"report": score_table(found[DEFAULT]), "fewer": fewer_table(found[DEFAULT])}
     path = ROOT / "recipes" / "memo" / "memo.json"

@@ -36,7 +36,7 @@ def main() -> int:
     from rich.console import Console
 
     from nomoat.benchmarks.generation import TIE, ScoringBench, sentence, summary
-    from nomoat.console import ProgressBar
+    from nomoat.cli import ProgressBar
     from nomoat.io import write_json
 
     console = Console()

@@ -16,7 +16,7 @@ RATES = {  # share of right answers by arm: (values, phrasing, family, retention
 }
 TIERS = ("values", "phrasing", "family", "retention")
 FAMILIES = {"values": ("queue", "edit"), "phrasing": ("queue", "edit"), "family": ("rhyme",), "retention": ("general",)}
-GATE = {"passed": True, "checks": [{"name": "every tensor changed", "passed": True, "detail": "420 of 420"}]}
+GATE = {"passed": True, "checks": [{"name": "every tensor moved", "passed": True, "value": 0, "threshold": 0, "total": 420}]}
 RECIPE = "name: tiny\nbase: {path: ./model}\nlora: {rank: 8}\neval: {primary: phrasing, max_new_tokens: 64}\n"
 ENVIRONMENT: dict[str, Any] = {
     "created": "2026-05-04T10:00:00+00:00",
@@ -31,10 +31,18 @@ ENVIRONMENT: dict[str, Any] = {
     "threads": 2,
     "seed": 0,
     "learning_rate": 1e-3,
-    "base": {"name": "tiny", "source": "path", "note": "random weights", "parameters": 134_515_008, "architecture": "LlamaForCausalLM"},
+    "base": {"name": "tiny", "display_name": "Tiny", "source": "path", "note": "random weights"},
     "data": {"name": "desk", "train_sha256": "a" * 64, "heldout_sha256": "b" * 64, "license": "Apache-2.0"},
     "adapter_initial_sha256": "c" * 64,
-    "decoding": {"strategy": "greedy", "max_new_tokens": 64},
+    "decoding": {
+        "method": "greedy",
+        "max_new_tokens": 64,
+        "batch_rows": 8,
+        "order": "as given",
+        "prompts": "padded",
+        "dtype": "float32",
+        "device": "cpu",
+    },
     "scorer_version": "1",
     "rendering_sha256": "d" * 64,
     "rate": None,

@@ -1,4 +1,4 @@
-"""The project around the code: the lock, the front door, sizes, and modules that stay light."""
+"""The project around the code: the lock, the Makefile, the size of the package, its import contract, and modules that stay light."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
 PINNED = re.compile(r"^(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[0-9][0-9a-z.]*)( ; .+)?$")
-LIGHT = ("errors", "files", "recipe", "rows", "prices", "meters", "spending", "ledger", "locks", "runs")
+LIGHT = ("config", "stats", "scorers", "data", "runs", "reports")  # packages that `--help`, recipe errors and readers of reports wait for
 HEAVY = ("torch", "transformers", "peft", "datasets", "matplotlib", "scipy", "pandas", "gguf", "bitsandbytes", "accelerate")
 
 
@@ -71,7 +72,7 @@ def test_every_target_is_phony_because_some_are_folders() -> None:
 
 @pytest.fixture
 def front_door(tmp_path: Path) -> Path:
-    """The Makefile beside a .venv whose python says what it was asked to do."""
+    """A folder with the Makefile and a .venv whose python prints its arguments."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy2(ROOT / name, tmp_path / name)
     python = tmp_path / ".venv" / "bin" / "python"
@@ -87,7 +88,7 @@ def test_make_train_runs_the_default_recipe(front_door: Path) -> None:
 
 
 def test_make_train_n_shows_the_command_and_runs_nothing() -> None:
-    assert ".venv/bin/python train/sft.py recipes/smollm2-135m.yaml" in make("-n", "train").stdout
+    assert ".venv/bin/python train/sft.py 'recipes/smollm2-135m.yaml'" in make("-n", "train").stdout
 
 
 def test_overrides_keep_their_quotes(front_door: Path) -> None:
@@ -95,11 +96,56 @@ def test_overrides_keep_their_quotes(front_door: Path) -> None:
     assert "<train/sft.py><recipes/smoke.yaml><lora.targets=[a,b]><data.rows=my file.jsonl>" in said
 
 
+ODD_NAMES = ("my runs/a b", 'it\'s "so"', "a, b", "$HOME $(shell touch made) `touch made`", "a;b&c|d>e", "*", "--help", "</start>")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize(
+    ("target", "variable", "expected"),
+    [
+        ("train", "RECIPE", "<train/sft.py><{}> 1"),
+        ("plan", "RECIPE", "<train/plan.py><{}> 1"),
+        ("pin", "RECIPE", "<train/pin.py><{}> 1"),
+        ("eval", "RUN", "<eval/score.py><{}> 1"),
+        ("eval", "ROWS", "<eval/score.py><latest><--rows><{}> 1"),
+        ("eval", "ADAPTER", "<eval/score.py><latest><--adapter><{}> 1"),
+        ("try", "RUN", "<eval/try.py><{}> 1"),
+        ("bench", "RUN", "<eval/speed.py><{}> 1"),
+        ("compare", "REFERENCE", "<eval/compare.py><--reference><{}> 1"),
+    ],
+)
+def test_a_path_reaches_the_script_as_it_was_typed(front_door: Path, target: str, variable: str, expected: str, name: str) -> None:
+    for result in (make(target, f"{variable}={name}", folder=front_door), make(target, folder=front_door, **{variable: name})):
+        assert result.stdout.splitlines()[-1] == expected.format(name), result.stderr
+    assert not (front_door / "made").exists()
+
+
+def test_a_path_below_the_home_folder_may_be_written_with_a_tilde(front_door: Path) -> None:
+    said = make("train", "RECIPE=~/my recipes/~/a.yaml", folder=front_door, HOME="/home/some one").stdout
+    assert "<train/sft.py></home/some one/my recipes/~/a.yaml>" in said
+
+
+@pytest.mark.parametrize(("target", "variable"), [("compare", "RUNS"), ("audit", "DATA")])
+def test_a_list_of_paths_may_quote_the_ones_with_spaces(front_door: Path, target: str, variable: str) -> None:
+    assert "<my runs/a b><c><it's> 1" in make(target, f"{variable}='my runs/a b' c \"it's\"", folder=front_door).stdout
+
+
+def test_the_train_bench_takes_a_recipe_with_spaces(front_door: Path) -> None:
+    (front_door / ".venv" / ".bench").touch()
+    said = make("bench", "RECIPE=my recipes/a.yaml", "SET=--turns 1", folder=front_door).stdout
+    assert "<train/bench.py><my recipes/a.yaml><--turns><1> 1" in said
+
+
 def test_a_prompt_reaches_the_script_as_it_was_typed(front_door: Path) -> None:
     prompt = 'it\'s "so" $HOME $(shell touch made) `touch made` $$ -- \\n'
     assert f"<eval/try.py><runs/a><--prompt={prompt}>" in make("try", "RUN=runs/a", f"PROMPT={prompt}", folder=front_door).stdout
     assert not (front_door / "made").exists()
-    assert "<eval/try.py><runs/a> 1" in make("try", "RUN=runs/a", folder=front_door).stdout
+
+
+@pytest.mark.parametrize(("target", "script"), [("eval", "eval/score.py"), ("try", "eval/try.py")])
+def test_without_a_run_the_newest_is_taken(front_door: Path, target: str, script: str) -> None:
+    assert f"<{script}><latest> 1" in make(target, folder=front_door).stdout
+    assert f"<{script}><latest> 1" in make(target, "RUN=latest", folder=front_door).stdout
 
 
 def test_compare_takes_runs_and_force(front_door: Path) -> None:
@@ -108,10 +154,14 @@ def test_compare_takes_runs_and_force(front_door: Path) -> None:
     assert "<eval/compare.py> 1" in make("compare", folder=front_door).stdout
 
 
-@pytest.mark.parametrize("target", ["eval", "try"])
-def test_a_target_that_needs_a_run_says_so(front_door: Path, target: str) -> None:
-    result = make(target, folder=front_door)
-    assert result.returncode == 2 and f"make {target} RUN=runs/" in result.stderr
+def test_the_memo_makes_only_the_roles_that_are_named(front_door: Path) -> None:
+    assert "<eval/memo.py><--missing> 1" in make("memo", "MISSING=1", folder=front_door).stdout
+    assert "<eval/memo.py><--missing><--roles><lora,full> 1" in make("memo", "MISSING=lora,full", folder=front_door).stdout
+
+
+def test_an_audit_needs_its_data_and_says_so(front_door: Path) -> None:
+    result = make("audit", folder=front_door)
+    assert result.returncode == 2 and "make audit DATA=recipes/" in result.stderr
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock"])
@@ -153,17 +203,55 @@ def test_clean_keeps_the_runs(front_door: Path) -> None:
     assert not any((front_door / name).exists() for name in (".venv", ".mypy_cache", "src/__pycache__"))
 
 
-def test_modules_and_scripts_stay_small() -> None:
-    limits = {"src/nomoat": 300, "train": 150, "eval": 150, "data": 150}
-    sizes = {
-        path: (len(path.read_text().splitlines()), limit) for folder, limit in limits.items() for path in (ROOT / folder).rglob("*.py")
-    }
-    assert len(sizes) > 10
-    assert {str(path.relative_to(ROOT)): size for path, (size, limit) in sizes.items() if size > limit} == {}
+def test_the_package_keeps_its_size() -> None:
+    files = sorted((ROOT / "src" / "nomoat").rglob("*.py"))
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    folders = Counter(path.parent.name for path in files if path.name != "__init__.py")
+    assert len(folders) > 10 and len(files) <= 90 and lines <= 13_500
+    assert {folder: count for folder, count in folders.items() if count > 14} == {}
+
+
+INSIDE = "def planted() -> None:\n    "
+PLANTED = {
+    "torch in a report": ("reports/format.py", "import torch", "nomoat.reports.format -> torch"),
+    "torch in a report, inside a function": ("reports/format.py", f"{INSIDE}import torch", "nomoat.reports.format -> torch"),
+    "peft in a module that reports import": ("io.py", "import peft", "nomoat.io -> peft"),
+    "upwards": ("stats/paired.py", "from nomoat.evaluation import arms", "nomoat.stats.paired -> nomoat.evaluation.arms"),
+    "upwards, inside a function": ("errors.py", f"{INSIDE}import nomoat.io", "nomoat.errors -> nomoat.io"),
+    "between leaves": ("memo/evidence.py", "import nomoat.planning.plan", "nomoat.memo.evidence -> nomoat.planning.plan"),
+}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The contracts of pyproject.toml on the package in `folder`/src."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", str(ROOT / "pyproject.toml")]
+    own = {**os.environ, "PYTHONPATH": str(folder / "src")}
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True)
+
+
+def test_the_import_contract_is_kept() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "2 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_forbidden_import_breaks_the_contract(tmp_path: Path, planted: str) -> None:
+    name, line, expected = PLANTED[planted]
+    shutil.copytree(ROOT / "src" / "nomoat", tmp_path / "src" / "nomoat", ignore=shutil.ignore_patterns("__pycache__"))
+    module = tmp_path / "src" / "nomoat" / name
+    module.write_text(f"{module.read_text()}\n{line}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1 and expected in " ".join(done.stdout.split()), done.stdout
 
 
 def test_light_modules_do_not_load_heavy_libraries() -> None:
-    imports = "".join(f"import nomoat.{module}\n" for module in LIGHT)
+    files = [path for name in LIGHT for path in (ROOT / "src" / "nomoat" / name).glob("*.py")] + list(
+        (ROOT / "src" / "nomoat").glob("*.py")
+    )
+    modules = [".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__") for path in files]
+    assert {"nomoat.config.schema", "nomoat.errors", "nomoat.reports"} <= set(modules)
+    imports = "".join(f"import {name}\n" for name in modules)
     code = f"{imports}import sys\nprint(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

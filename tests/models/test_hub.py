@@ -21,9 +21,9 @@ from tests.tiny import make_base, write_user_rows
 
 FETCH = """
 import json, sys
-from nomoat.bases import fetch_base
+from nomoat.models.base import fetch_base
 from nomoat.errors import NomoatError
-from nomoat.sources import Base
+from nomoat.config.schema import Base
 for line in sys.stdin:
     try:
         print("fetched", fetch_base(Base.model_validate_json(line)).identity["download_bytes"])
@@ -90,7 +90,7 @@ def test_a_base_of_the_hub_goes_from_recipe_to_report(hub: str, tmp_path: Path) 
 
 
 def test_an_adapter_of_the_hub_is_fetched_as_plain_tensors_or_refused(hub: str, tmp_path: Path) -> None:
-    script = "import sys\nfrom nomoat.foreign import fetch_adapter\nfrom nomoat.errors import NomoatError\n"
+    script = "import sys\nfrom nomoat.models.external_adapter import fetch_adapter\nfrom nomoat.errors import NomoatError\n"
     script += "for name in sys.argv[1:]:\n    try: print(sorted(p.name for p in fetch_adapter(name).iterdir()))\n"
     script += "    except NomoatError as error: print(error)\n"
     names = [f"owl/{name}@{COMMIT}" for name in ("lora", "pickled-lora", "none")]

@@ -16,7 +16,7 @@ from nomoat.io import sha256_file
 from nomoat.pipeline.finetune import open_finetune
 from nomoat.pipeline.run_spec import make_run_spec
 from nomoat.reports.build import read_report
-from nomoat.runs.directory import forbidden_traces
+from tests.private import find_private_strings
 from tests.stories import RECIPE, ROOT
 from tests.tiny import SIZES, make_base, make_rows, write_user_rows
 
@@ -161,7 +161,7 @@ def test_a_base_trained_in_full_goes_from_recipe_to_report_and_loads_with_transf
     assert tied == base.config.tie_word_embeddings == (architecture == "gemma3_text")
     moved = {name: bool((tensor != base.state_dict()[name]).any()) for name, tensor in tuned.state_dict().items()}
     assert all(moved.values()), moved
-    assert forbidden_traces(folder, [str(tmp_path)]) == []
+    assert find_private_strings(folder, [str(tmp_path)]) == []
     chat = open_chat(run_dir, device="cpu", max_new_tokens=4)
     assert chat.stream("add 1 to 7", "base", lambda _: None) != chat.stream("add 1 to 7", "adapter", lambda _: None)
 

@@ -14,7 +14,7 @@ from nomoat.io import read_jsonl
 from nomoat.models.external_adapter import fetch_adapter, lora_settings
 from nomoat.reports.build import read_report, verify_files
 from nomoat.reports.schema import Report
-from nomoat.runs.directory import forbidden_traces, private_strings
+from tests.private import find_private_strings, private_strings
 from tests.stories import environment, make_workplace, only_run, run
 from tests.tiny import make_base
 
@@ -57,7 +57,7 @@ def test_rows_of_ones_own_are_answered_in_every_arm_and_the_cost_of_training_com
     assert report.cost.seconds_by_phase["train"] == trained.cost.seconds_by_phase["train"]
     assert report.cost.tokens_seen == trained.cost.tokens_seen
     assert report.provenance["scored_from"]["run"] == only_run(finished).name
-    assert forbidden_traces(made, [*private_strings(environment(finished)), str(finished), "hunter2-hunter2"]) == []
+    assert find_private_strings(made, [*private_strings(environment(finished)), str(finished), "hunter2-hunter2"]) == []
 
 
 @pytest.mark.slow

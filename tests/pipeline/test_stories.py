@@ -14,7 +14,7 @@ import pytest
 
 from nomoat.io import read_jsonl
 from nomoat.reports.build import read_report, verify_files
-from nomoat.runs.directory import forbidden_traces, private_strings
+from tests.private import find_private_strings, private_strings
 from tests.stories import adapter_sha, command, environment, make_workplace, only_run, run
 
 
@@ -68,7 +68,7 @@ def test_no_file_of_a_run_names_this_machine_or_a_secret(finished: tuple[Path, s
     folder, _ = finished
     needles = [*private_strings(environment(folder)), str(folder), "hunter2-hunter2"]
     assert "hunter2-hunter2" in private_strings(environment(folder))  # else the search would look for nothing
-    assert forbidden_traces(only_run(folder), needles) == []
+    assert find_private_strings(only_run(folder), needles) == []
 
 
 def test_the_ledger_has_every_phase_once(finished: tuple[Path, str]) -> None:

@@ -15,11 +15,10 @@ import pytest
 from make_run import ENVIRONMENT, GATE, RECIPE, make_run
 from rich.console import Console
 
-from nomoat.config.schema import Base, Recipe
 from nomoat.errors import NomoatError
 from nomoat.reports.build import build_report, write_report
 from nomoat.reports.charts import Point, ends_together, pareto_front
-from nomoat.reports.compare import compare, family_verdicts, finished_runs, load_run
+from nomoat.reports.compare import compare, family_verdicts, finished_runs, incomparabilities, load_run
 from nomoat.reports.compare_views import print_comparison, render_comparison
 from nomoat.reports.schema import Report
 from nomoat.stats.intervals import holm
@@ -68,11 +67,11 @@ def test_differences_are_paired_on_rows_and_agree_with_doing_it_by_hand(tmp_path
     [
         ({"data": {**ENVIRONMENT["data"], "heldout_sha256": "f" * 64}}, "data.heldout_sha256", ("b" * 64, "f" * 64)),
         ({"scorer_version": "2"}, "scorer_version", ("1", "2")),
-        ({"decoding": {"strategy": "greedy", "max_new_tokens": 256}}, "decoding.max_new_tokens", ("64", "256")),
-        ({"decoding": {"strategy": "greedy", "max_new_tokens": 64, "batch_rows": 8}}, "decoding.batch_rows", ("not recorded", "8")),
+        ({"decoding": {**ENVIRONMENT["decoding"], "max_new_tokens": 256}}, "decoding.max_new_tokens", ("64", "256")),
+        ({"decoding": {**ENVIRONMENT["decoding"], "batch_rows": 4}}, "decoding.batch_rows", ("8", "4")),
         ({"per_family": 20}, "scored rows", ("144", "120")),
     ],
-    ids=["held-out rows", "scorer version", "decoding", "one more decoding setting", "fewer rows"],
+    ids=["held-out rows", "scorer version", "answer length", "batch size", "fewer rows"],
 )
 def test_what_is_not_comparable_is_refused_with_the_field_and_both_values(
     tmp_path: Path, changes: dict[str, Any], field: str, values: tuple[str, str]
@@ -243,21 +242,36 @@ def test_families_get_a_verdict_only_where_it_holds_for_all_of_them_together(tmp
 def test_a_repeated_recipe_is_said_to_agree_or_not(tmp_path: Path) -> None:
     first = load_run(finished(tmp_path / "first"))
     again = first.model_copy(update={"run": "again"})
-    (said,) = [line for line in printed_reports(first, again).splitlines() if "repeats the recipe" in line]
-    assert said.startswith("B  repeats the recipe of first and agrees with it on every tier")
+    (said,) = [line for line in printed_reports(first, again).splitlines() if "same recipe as" in line]
+    assert said.startswith("B  same recipe as first, and no significant difference on any tier")
     weak = load_run(finished(tmp_path / "weak", rates=WEAKER))
-    assert "does not agree with it: worse on" in " ".join(printed_reports(first, weak).split())
-    other = first.model_copy(update={"run": "other", "recipe": {**first.recipe, "lora": {**first.recipe["lora"], "rank": 99}}})
-    assert "repeats" not in printed_reports(first, other)
+    assert "same recipe as first, other scores: worse on" in " ".join(printed_reports(first, weak).split())
+    other = with_rank(first, 99).model_copy(update={"run": "other"})
+    assert "same recipe" not in printed_reports(first, other)
+
+
+def with_rank(report: Report, rank: int) -> Report:
+    lora = report.recipe.lora.model_copy(update={"rank": rank})
+    return report.model_copy(update={"recipe": report.recipe.model_copy(update={"lora": lora})})
 
 
 def test_a_report_from_before_a_key_was_known_differs_in_nothing_by_it(tmp_path: Path) -> None:
-    recipe = Recipe(name="r", base=Base(path="model")).as_dict()
-    old = {**recipe, "data": {key: value for key, value in recipe["data"].items() if key not in ("hub", "path", "columns", "score")}}
-    now = load_run(finished(tmp_path / "now")).model_copy(update={"recipe": recipe})
-    then = now.model_copy(update={"run": "then", "recipe": old})
-    found = compare([now, then])
-    assert found.recipe_changes == () and "agrees with it" in printed_reports(now, then)
+    now = finished(tmp_path / "now")
+    content = json.loads((now / "report.json").read_text())
+    del content["recipe"]["hardware"]["kernels"], content["recipe"]["data"]["columns"], content["provenance"]["kernels"]
+    then = tmp_path / "then.json"
+    then.write_text(json.dumps({**content, "run": "then"}))
+    found = compare([load_run(now), load_run(then)])
+    assert found.recipe_changes == () and found.environment_changes == ()
+
+
+def test_plain_and_fast_scoring_are_compared_in_float32_only(tmp_path: Path) -> None:
+    fast = load_run(finished(tmp_path / "fast"))
+    for dtype, comparable in (("float32", True), ("bfloat16", False)):
+        decoding = fast.provenance.decoding.model_copy(update={"method": "greedy, drafted by the reference", "dtype": dtype})
+        plain = decoding.model_copy(update={"method": "greedy, plain"})
+        one, two = (fast.model_copy(update={"provenance": fast.provenance.model_copy(update={"decoding": d})}) for d in (decoding, plain))
+        assert (incomparabilities(one, two) == []) is comparable
 
 
 def printed_reports(*reports: Report) -> str:
@@ -283,7 +297,7 @@ def test_a_regression_ends_with_exit_1_only_when_asked_for(tmp_path: Path) -> No
     assert run_script(strong, weak, *out, cwd=tmp_path).returncode == 0
     assert (tmp_path / "page.html").is_file()
     done = run_script(strong, weak, "--fail-on-regression", *out, cwd=tmp_path)
-    assert done.returncode == 1 and "weak on phrasing: difference -" in done.stderr
+    assert done.returncode == 1 and "weak on phrasing: -" in done.stderr
     assert run_script(weak, strong, "--fail-on-regression", *out, cwd=tmp_path).returncode == 0
 
 

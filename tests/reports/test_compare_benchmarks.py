@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nomoat.io import write_jsonl
 from nomoat.reports.build import build_report, write_report
-from nomoat.reports.compare import BenchmarkRow, Comparison, benchmark_rows, compare, load_run
+from nomoat.reports.compare import BenchmarkRow, RunComparison, benchmark_rows, compare, load_run
 from nomoat.reports.compare_views import print_comparison, render_comparison
 from nomoat.reports.schema import Benchmark
 from nomoat.stats.paired import paired_difference
@@ -38,7 +38,7 @@ def finished(folder: Path, name: str, scores: list[float] | None, **task: Any) -
     return run_dir
 
 
-def compared(*paths: Path) -> tuple[Comparison, list[BenchmarkRow]]:
+def compared(*paths: Path) -> tuple[RunComparison, list[BenchmarkRow]]:
     found = compare([load_run(path) for path in paths])
     return found, benchmark_rows(found, paths)
 

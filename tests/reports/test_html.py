@@ -11,7 +11,8 @@ import pytest
 from make_run import GATE, ledger_lines, make_run, write_jsonl
 
 from nomoat.reports.build import build_report
-from nomoat.reports.html import excerpt, mark, render_html, write_page
+from nomoat.reports.format import headline
+from nomoat.reports.html import excerpt, mark, render_html
 
 VOID = {"meta", "br", "link", "img", "input"}
 HOSTILE = [
@@ -63,8 +64,7 @@ def page_of(run_dir: Path) -> tuple[str, Page]:
 def test_the_page_says_what_the_report_says(tmp_path: Path) -> None:
     report = build_report(make_run(tmp_path / "tiny-1a2b"))
     text = Page(render_html(report)).text
-    headline = report.comparison.headline
-    assert headline[0].upper() + headline[1:] in text
+    assert all(sentence in text for sentence in headline(report))
     adapter = report.arms["adapter"].tiers["phrasing"]
     assert adapter is not None and adapter.interval is not None
     interval = f"[{adapter.interval[0]:.2f},\u00a0{adapter.interval[1]:.2f}]"
@@ -97,7 +97,7 @@ def test_hostile_names_are_escaped_everywhere(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     for path in (run_dir / "eval").glob("*.jsonl"):
         path.write_text(path.read_text().replace('"queue"', '"<b onclick=x>"'))
-    (run_dir / "recipe.yaml").write_text('name: "<i>"\nnote: "</dd><script>"\n')
+    (run_dir / "recipe.yaml").write_text('name: tiny\nbase: {path: ./model, note: "</dd><script>", display_name: "<i>"}\n')
     _, page = page_of(run_dir)
     assert not {"i", "script"} & set(page.tags) and "<b onclick=x>" in page.text
     assert "onclick" not in [name for name, _ in page.attributes]
@@ -109,17 +109,17 @@ def test_energy_nobody_measured_is_not_shown_as_zero(tmp_path: Path) -> None:
 
 
 def test_a_failed_run_is_headed_failed(tmp_path: Path) -> None:
-    gate: dict[str, Any] = {"passed": False, "checks": [*GATE["checks"], {"name": "complete", "passed": False, "detail": "0 of 4"}]}
+    gate: dict[str, Any] = {"passed": False, "checks": [*GATE["checks"], {"name": "complete", "passed": False, "value": 0, "threshold": 4}]}
     html, page = page_of(make_run(tmp_path / "run", gate=gate))
     assert "<title>Failed: run</title>" in html
-    assert "Failed: the adapter did not pass its checks: complete (0 of 4)" in page.text
+    assert "Failed: complete: 0 of 4 tensors saved" in page.text
 
 
 def test_a_loss_in_retention_stands_in_the_heading(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", per_family=60, rates={"base": (0.0, 0.0, 0.0, 1.0), "adapter": (1.0, 1.0, 0.0, 0.1)})
     html, _ = page_of(run_dir)
     heading = re.sub(r"<[^>]*>", "", re.findall(r"<h2>(.*?)</h2>", html)[0])
-    assert "Better on unseen phrasings" in heading and "worse at what the base could do before" in heading
+    assert "Better on unseen phrasings" in heading and "worse on general questions" in heading
 
 
 def test_too_few_groups_are_said_in_words(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_result_that_was_taken_over_shows_what_it_took_when_it_was_made(tmp_pa
 
 
 def test_a_run_that_never_scored_still_has_a_page(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: early\n")
+    (tmp_path / "recipe.yaml").write_text("name: early\nbase: {path: ./model}\n")
     write_jsonl(tmp_path / "ledger.jsonl", [])
     _, page = page_of(tmp_path)
     assert "No rows were scored." in page.text and "Not checked" in page.text
@@ -156,9 +156,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     report = build_report(make_run(tmp_path / "run"))
-    write_page(report, tmp_path / "a.html")
-    write_page(report, tmp_path / "b.html")
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert render_html(report) == render_html(report)
 
 
 def test_no_local_path_gets_into_the_page(tmp_path: Path) -> None:

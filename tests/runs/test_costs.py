@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 import pytest
 
 from nomoat.config.schema import AsIfRented, ElectricityRate, RentalRate
-from nomoat.runs.costs import price, rate_for, read_as_if, read_rate, totals
+from nomoat.runs.costs import HOW_TO_STATE, price, rate_for, totals
+from nomoat.runs.provenance import Provenance
 
 CPU = {"device": {"kind": "cpu", "name": "some processor"}, "architecture": "aarch64", "vcpu": 2}
 GPU = {"device": {"kind": "cuda", "name": "NVIDIA L4"}, "architecture": "x86_64", "vcpu": 8}
@@ -70,7 +72,7 @@ def test_energy_is_a_sum_only_when_every_segment_has_it() -> None:
     part = totals([line("load"), line("train", **measured), line("load")])
     assert part.energy_wh is None
     assert part.energy_note.startswith("not measured in load; 2 Wh in the rest")
-    assert totals([line()]).energy_note.startswith("not measured")
+    assert totals([line()]).energy_note == "no energy counter could be read"
 
 
 def test_rent_is_all_seconds_times_the_rate_with_its_source() -> None:
@@ -83,7 +85,7 @@ def test_rent_is_all_seconds_times_the_rate_with_its_source() -> None:
 def test_without_a_rate_there_is_no_figure_but_a_way_to_state_one() -> None:
     money = price(totals([line()]), None)
     assert (money.usd, money.usd_electricity, money.usd_as_if) == (None, None, None)
-    assert "some processor" in money.usd_reason and "hardware.rate" in money.usd_reason
+    assert money.usd_reason == "no rate is known for some processor" and money.rate_unknown and "hardware.rate" in HOW_TO_STATE
 
 
 def test_electricity_stays_apart_from_rent_and_is_called_an_estimate() -> None:
@@ -111,7 +113,7 @@ def test_as_if_rented_is_a_field_of_its_own() -> None:
     money = price(totals([line(seconds=7200)]), None, GRAVITON)
     assert money.usd is None
     assert money.usd_as_if == pytest.approx(2 * 0.0816)
-    assert money.usd_as_if_label is not None and money.usd_as_if_label.startswith("as if rented as m7g.large at 0.0816 USD/h")
+    assert money.usd_as_if_label is not None and money.usd_as_if_label.startswith("m7g.large at 0.0816 USD/h")
 
 
 def test_a_run_that_had_part_of_an_instance_is_priced_as_all_of_it() -> None:
@@ -144,6 +146,6 @@ def test_the_price_of_one_size_of_instance_holds_for_that_size_only() -> None:
 
 def test_rates_come_back_from_a_run_as_they_were_written() -> None:
     for rate in (RENTAL, ELECTRICITY):
-        assert read_rate(rate.model_dump(mode="json")) == rate
-    assert read_as_if(GRAVITON.model_dump(mode="json")) == GRAVITON
-    assert (read_rate(None), read_as_if(None)) == (None, None)
+        written = Provenance(rate=rate, as_if_rented=GRAVITON).record()
+        assert Provenance.model_validate_json(json.dumps(written)) == Provenance(rate=rate, as_if_rented=GRAVITON)
+    assert Provenance().rate is None

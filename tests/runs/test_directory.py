@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,8 @@ import pytest
 
 from nomoat.errors import NomoatError
 from nomoat.io import read_json
-from nomoat.runs.directory import Lock, RunDirectory, forbidden_traces, lock_run, open_run, private_strings
+from nomoat.runs.directory import RunDirectory, RunLock, open_run, resolve_run
+from tests.private import find_private_strings, private_strings
 
 IDENTITY = {"recipe": {"lora": {"rank": 8}}, "base": "ab" * 32}
 ENVIRONMENT = {
@@ -28,7 +28,7 @@ ASK = """
 import sys, time
 from pathlib import Path
 from nomoat.errors import NomoatError
-from nomoat.runs import open_run
+from nomoat.runs.directory import open_run
 root, go = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 while not go.exists():
@@ -84,13 +84,6 @@ def test_a_finished_run_is_left_alone_and_the_next_ones_are_numbered(tmp_path: P
     assert not list(tmp_path.glob("*/run.lock"))
 
 
-def test_a_finished_run_that_is_being_scored_again_does_not_keep_a_new_one_from_starting(tmp_path: Path) -> None:
-    finished = begin(tmp_path)
-    finish(finished)
-    with lock_run(finished.path), begin(tmp_path) as run:
-        assert run.run_id == f"{finished.run_id}-2"
-
-
 def test_an_unfinished_run_is_resumed(tmp_path: Path) -> None:
     with begin(tmp_path) as first:
         first.record(dtype="bfloat16")
@@ -136,7 +129,7 @@ def test_a_live_run_is_refused_and_its_process_named(tmp_path: Path) -> None:
         with pytest.raises(NomoatError, match=rf"process {os.getpid()} on {socket.gethostname()}, since 20"):
             begin(tmp_path)
         with pytest.raises(NomoatError, match="in use"):
-            lock_run(run.path)
+            RunLock.take(run.path)
     assert begin(tmp_path).resumed
 
 
@@ -165,20 +158,13 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         assert run.resumed and run.run_id == name
 
 
-def test_a_lock_file_removed_while_we_take_it_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = fcntl.flock, []
-
-    def flock(handle: int, how: int) -> None:
-        if not calls:
-            (tmp_path / "run.lock").unlink()  # what a process does that ends just now
-        calls.append(handle)
-        real(handle, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    held = Lock.take(tmp_path)
-    with pytest.raises(NomoatError, match="in use"):
-        Lock.take(tmp_path)
-    held.release()
+def test_a_released_lock_leaves_no_file_and_can_be_taken_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        held = RunLock.take(tmp_path)
+        with pytest.raises(NomoatError, match="in use"):
+            RunLock.take(tmp_path)
+        held.release()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_held_on_another_host_is_respected(tmp_path: Path) -> None:
@@ -209,14 +195,16 @@ def test_an_error_on_the_way_in_gives_the_lock_back(tmp_path: Path) -> None:
     assert not begin(tmp_path).resumed
 
 
-def test_only_a_run_directory_can_be_locked(tmp_path: Path) -> None:
-    with pytest.raises(NomoatError, match="not a run directory"):
-        lock_run(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    run = begin(tmp_path)
-    finish(run)
-    with lock_run(run.path) as held:
-        assert held.path == run.path
+def test_latest_is_the_finished_run_whose_report_is_newest(tmp_path: Path) -> None:
+    with pytest.raises(NomoatError, match="no finished run below"):
+        resolve_run(Path("latest"), tmp_path)
+    for number, name in enumerate(("b", "a", "unfinished")):
+        (tmp_path / name).mkdir()
+        if name != "unfinished":
+            (tmp_path / name / "report.json").write_text("{}")
+            os.utime(tmp_path / name / "report.json", (number, number))
+    assert resolve_run(Path("latest"), tmp_path) == tmp_path / "a"
+    assert resolve_run(Path("runs/other"), tmp_path) == Path("runs/other"), "a stated run is taken as it is"
 
 
 def test_private_strings_are_found_in_any_file_and_in_names(tmp_path: Path) -> None:
@@ -225,7 +213,7 @@ def test_private_strings_are_found_in_any_file_and_in_names(tmp_path: Path) -> N
     (tmp_path / "weights.bin").write_bytes(b"\x00\xffhf_secretsecret\x00")
     (tmp_path / "of-ada-lovelace.txt").write_text("nothing")
     (tmp_path / "clean.json").write_text("{}")
-    found = forbidden_traces(tmp_path, ["/home/ada", "hf_secretsecret", "ada-lovelace"])
+    found = find_private_strings(tmp_path, ["/home/ada", "hf_secretsecret", "ada-lovelace"])
     assert found == ["adapter/adapter_config.json: /home/ada", "of-ada-lovelace.txt: ada-lovelace", "weights.bin: hf_secretsecret"]
 
 
@@ -246,4 +234,4 @@ def test_a_run_just_begun_holds_nothing_private(tmp_path: Path) -> None:
     run = begin(tmp_path)
     finish(run)
     assert list(run.path.iterdir())
-    assert forbidden_traces(run.path) == []
+    assert find_private_strings(run.path) == []

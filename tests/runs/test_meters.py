@@ -203,7 +203,7 @@ def test_without_the_schedulers_statistics_nothing_is_said_of_cores(tmp_path: Pa
 
 BUSY = """
 import os, sys, time
-from nomoat.meters import CoreMeter
+from nomoat.runs.meters import CoreMeter
 os.sched_setaffinity(0, {int(sys.argv[1])})
 meter = CoreMeter()
 meter.start()

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from nomoat.benchmarks.peers import WORDS, BenchArm, BenchSize, BenchWork, build_arm, fixed_steps
 from nomoat.benchmarks.results import ArmTimings, TimedInterval, build_record, draw, linear_shapes, peak_flops_per_second, step_flops
+from nomoat.cli import ProgressBar
 from nomoat.config.schema import Recipe, learning_rate_for
-from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.errors import NomoatError, RunFailed
 from nomoat.io import write_json

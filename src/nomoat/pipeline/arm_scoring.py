@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nomoat.console import ProgressBar
+from nomoat.cli import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.prepare import TokenizedData
 from nomoat.evaluation.arms import Arm, arm_key, decoding_settings, load_cached_arm, make_arms, make_request, score_arm, store_cached_arm

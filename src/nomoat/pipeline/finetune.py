@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from nomoat.cli import still_working
 from nomoat.config.schema import learning_rate_for, learning_rate_warning
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.prepare import TokenizedData, tokenize_data
@@ -46,7 +47,7 @@ from nomoat.reports.schema import Gate, Packing, Report
 from nomoat.reports.summary import print_summary
 from nomoat.runs import costs, meters
 from nomoat.runs.directory import RunDirectory, open_run
-from nomoat.runs.ledger import Ledger
+from nomoat.runs.ledger import Ledger, Segment
 from nomoat.training.adapter_checks import check_effect, check_outputs, check_tensors, probe, probe_logits
 from nomoat.training.collate import Collator, choose_packing
 from nomoat.training.loop import TrainSpec, run_training
@@ -114,9 +115,15 @@ class FineTuneRun:
         """The run directory."""
         return self.directory.path
 
+    @contextmanager
+    def _phase(self, name: str, words: str) -> Iterator[Segment]:
+        """A segment of the ledger that is never silent for more than a minute."""
+        with self.ledger.segment(name) as segment, still_working(words, self.console):
+            yield segment
+
     def load_base(self) -> Any:
         """The base in the precision of training."""
-        with self.ledger.segment("load"):
+        with self._phase("load", "loading the base"):
             return self._load_base()
 
     def _load_base(self) -> Any:
@@ -127,7 +134,7 @@ class FineTuneRun:
     def prepare_data(self, base: Any) -> RunData:
         """Rows tokenised and counted; packed if this architecture is shown to keep packed rows apart."""
         spec = self.spec
-        with self.ledger.segment("prepare"):
+        with self._phase("prepare", "preparing the rows"):
             tokenized = tokenize_data(spec.recipe, spec.data, self.template)
             packed, reason = choose_packing(base, tokenized.train, spec.base.device.kind, kernels=spec.kernels)
             self.write_rows_file(tokenized, Packing(packed=packed, reason=reason))
@@ -197,7 +204,7 @@ class FineTuneRun:
     def check_adapter(self, trainee: Trainee, data: RunData) -> Gate:
         """The saved adapter in a fresh base, compared with what training left in memory."""
         adapter = self.folder / "adapter"
-        with self.ledger.segment("gate"):
+        with self._phase("gate", "checking the adapter"):
             release_memory()
             base = self._load_base()
             checks = check_tensors(adapter, self._initial_tensors(trainee, base))

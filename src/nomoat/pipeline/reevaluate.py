@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from nomoat.cli import ProgressBar
 from nomoat.config.load import run_recipe
 from nomoat.config.schema import Recipe
-from nomoat.console import ProgressBar
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.contamination import audit, describe_leaks
 from nomoat.data.examples import Splits, load_heldout, load_user_examples

@@ -61,7 +61,8 @@ def build_report(run_dir: Path) -> Report:
     recipe_file = run_dir / "recipe.yaml"
     if not recipe_file.exists():
         raise NomoatError(f"{recipe_file} is missing: {run_dir} is not a run directory, or its run has not started")
-    recipe = validated(Recipe, parse_yaml(recipe_file.read_text(encoding="utf-8"), str(recipe_file)), str(recipe_file))
+    stated = validated(Recipe, parse_yaml(recipe_file.read_text(encoding="utf-8"), str(recipe_file)), str(recipe_file))
+    recipe = Recipe.model_validate(stated.as_dict())  # local paths in their portable form, as reading the report gives them
     provenance = read_provenance(run_dir)
     rows = compact_rows(run_dir)
     computed = aggregate(rows, primary=recipe.eval.primary)

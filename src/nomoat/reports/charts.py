@@ -1,4 +1,8 @@
-"""Charts of a comparison: score against cost with the front that nobody beats, and learning curves over each other."""
+"""Charts as SVG inside a page: text stays text, and colours are the page's CSS variables.
+
+matplotlib draws with placeholder colours (`COLOURS`), which are then replaced by `var(--...)`, so that one drawing serves the dark and the
+light page. The same report always gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# MERGED plots:
-# Charts of a report as SVG to stand inside a page: text stays text, and colours are the page's CSS variables.
-#
-# matplotlib draws with stand-in colours (`COLOURS`) that are then replaced by `var(--...)`, so that one drawing serves the dark
-# and the light page. The same report always gives the same bytes.
-
 COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -32,13 +30,13 @@ COLOURS = {
     "baseline": "#080808",
     **{f"run{number}": f"#0{letter}0{letter}0{letter}" for number, letter in enumerate("abcdef")},
 }
-_OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms stand one above the other
+_OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms are drawn one above the other
 WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10.5, "text.parse_math": False}
 
 
 def score_chart(report: Report, *, width: float) -> str:
-    """Score and 95 % interval of each arm on each tier, with marks for what needs no training.
+    """Score and 95 % interval of each arm on each tier, with marks for the baselines.
 
     Base is a ring, few-shot a square, the adapter a disc; majority a stroke and nearest row a diamond.
     """
@@ -60,7 +58,7 @@ def score_chart(report: Report, *, width: float) -> str:
 
 def _tier_marks(axes: Axes, report: Report, tier: str, height: float) -> None:
     baseline = report.baselines[tier]
-    middle = height + _OFFSETS["adapter"]  # a baseline is what the adapter has to clear: it stands on the adapter's line
+    middle = height + _OFFSETS["adapter"]  # a baseline is what the adapter has to exceed: it is drawn on the adapter's line
     for value, marker, size in ((baseline.majority, "|", 11), (baseline.nearest_row, "D", 5)):
         if value is not None:
             axes.plot(value, middle, marker, color=COLOURS["baseline"], markersize=size, markeredgewidth=1.6, markerfacecolor="none")
@@ -82,7 +80,7 @@ def _score_words(report: Report, tiers: Sequence[str]) -> str:
     for tier in tiers:
         scores = [(arm, report.arms[arm].tiers.get(tier)) for arm in ARMS]
         said.append(f"{tier}: " + ", ".join(f"{arm.replace('_', '-')} {of.score:.2f}" for arm, of in scores if of and of.score is not None))
-    return "Scores from 0 to 1 with 95 % intervals. " + "; ".join(said) + ". The same numbers stand in the table below."
+    return "Scores from 0 to 1 with 95 % intervals. " + "; ".join(said) + ". The table below has the same numbers."
 
 
 def learning_curve_chart(curve: LossCurve, *, width: float) -> str | None:
@@ -149,7 +147,7 @@ def _for_page(svg: str, words: str) -> str:
     return f'{head} aria-label="{escape(words)}">' + element[opening.end() :].strip()
 
 
-RUN_COLOURS = 6  # after that they start again, dashed
+RUN_COLOURS = 6  # then they repeat, dashed
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class Point:
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The runs than which none is both as cheap and better, or as good and cheaper; from the cheapest on."""
+    """Runs on the cost/score Pareto front, cheapest first."""
     best = float("-inf")
     kept = []
     for point in sorted(points, key=lambda one: (one.cost, -one.score)):
@@ -174,7 +172,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -> str:
-    """Score by cost, each run under its letter; the line joins the front."""
+    """Score by cost, each run marked by its letter; the line is the Pareto front."""
     best = pareto_front(points)
 
     def draw(axes: Axes) -> None:
@@ -198,7 +196,7 @@ def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -
 
 
 def ends_together(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[tuple[list[str], tuple[float, float]]]:
-    """Letters of curves that end in the same place, for one label; the same is within 3 % of the width and 7 % of the height."""
+    """Letters of curves that end in the same place (within 3 % of the width and 7 % of the height), for one label."""
     drawn_lines = [(letter, points) for letter, points in lines if len(points) > 1]
     width, height = (max((point[axis] for _, points in drawn_lines for point in points), default=1.0) for axis in (0, 1))
     found: list[tuple[list[str], tuple[float, float]]] = []
@@ -213,7 +211,7 @@ def ends_together(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> lis
 
 
 def curves_chart(curves: Sequence[tuple[str, LossCurve]], *, width: float) -> str | None:
-    """Validation loss by optimiser step, a line a run; None where none was logged."""
+    """Validation loss by optimiser step, one line per run; None where none was logged."""
     lines = [(letter, [(step, loss) for step, loss, _ in curve.validation if loss is not None]) for letter, curve in curves]
     if not any(len(points) > 1 for _, points in lines):
         return None

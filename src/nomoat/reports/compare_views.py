@@ -1,4 +1,4 @@
-"""compare.html: several runs on one page that needs nothing else, computed from their reports and answers."""
+"""Views of a comparison: tables in a terminal of 80 columns, and compare.html, one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -27,15 +27,12 @@ from nomoat.reports.html import page_environment
 from nomoat.reports.metrics import in_tier_order
 from nomoat.reports.schema import Interval, Report
 
-# MERGED comparing_view:
-# A comparison in a terminal: scores, differences from the reference, cost, and what was not the same, in 80 columns.
-
 NOT_COMPARABLE = "not comparable"
 MAX_VALUE = 44  # characters of a recipe or environment value; hashes and lists are longer
 
 
 def print_comparison(found: RunComparison, console: Console, benchmarks: Sequence[BenchmarkRow] = ()) -> None:
-    """Print several runs side by side; where they were forced together every number says that it is not comparable."""
+    """Print several runs side by side; where the comparison was forced every number is labelled as not comparable."""
     letters = [letter(index) for index in range(len(found.reports))]
     _print_runs(found, letters, console)
     for reason in found.obstacles:
@@ -47,12 +44,12 @@ def print_comparison(found: RunComparison, console: Console, benchmarks: Sequenc
         (f"difference from {letters[found.reference]}, paired row by row", _difference_table(found, letters)),
         *([("standard benchmarks", _benchmark_table(found, letters, benchmarks))] if benchmarks else []),
         ("cost", _cost_table(found, letters)),
-        ("what differed in the recipe", _changes_table(found.recipe_changes, letters)),
-        ("what differed in the environment", _changes_table(found.environment_changes, letters)),
+        ("differences in the recipe", _changes_table(found.recipe_changes, letters)),
+        ("differences in the environment", _changes_table(found.environment_changes, letters)),
     ]
     for title, table in blocks:
         console.print(Text(f"\n{title}", style="bold"))
-        console.print(table if table.row_count else Text("nothing"))
+        console.print(table if table.row_count else Text("none"))
 
 
 def _repetitions(found: RunComparison, letters: Sequence[str]) -> list[str]:
@@ -112,7 +109,7 @@ def _benchmark_table(found: RunComparison, letters: Sequence[str], rows: Sequenc
 
 
 def _cell(found: RunComparison, value: float | None, interval: Interval | None, *, verdict: str = "") -> Text:
-    """Value, interval and verdict under one another, and the warning where the runs were forced together."""
+    """Value, interval and verdict below one another, and a warning where the comparison was forced."""
     signed = bool(verdict)
     lines: list[str | tuple[str, str]] = [fmt.number(value, signed=signed), (f"\n{fmt.interval(interval, signed=signed)}", "dim")]
     if verdict:
@@ -145,7 +142,7 @@ def cost_values(report: Report) -> list[str]:
 
 
 def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequence[str]) -> Table:
-    """One line for each run and key: values are too long to stand beside each other."""
+    """One line per run and key: values are too long for columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for key, values in changes:
         for index, (name, value) in enumerate(zip(letters, values, strict=True)):
@@ -162,7 +159,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-MOST_ROWS = 400  # of the rows where runs disagree: a page of thousands is read by nobody and opens slowly
+MOST_ROWS = 400  # of the rows where runs disagree: nobody reads a page of thousands, and it opens slowly
+
+
+# The page
 
 
 def render_comparison(found: RunComparison, paths: Sequence[Path]) -> str:
@@ -218,7 +218,7 @@ def _filters(rows: Sequence[Disagreement]) -> dict[str, list[str]]:
 
 
 def _sentences(found: RunComparison, letters: Sequence[str]) -> list[str]:
-    """What follows, run by run, on the reference's primary tier; a loss elsewhere is said in the same sentence."""
+    """The result of each run on the reference's primary tier; a loss elsewhere is in the same sentence."""
     first = letters[found.reference]
     primary = found.reports[found.reference].comparison.primary
     said = []
@@ -226,7 +226,7 @@ def _sentences(found: RunComparison, letters: Sequence[str]) -> list[str]:
         if number == found.reference or primary not in differences:
             continue
         verdict = differences[primary].verdict
-        words = f"cannot be told from {first}" if verdict == "cannot tell" else f"is {verdict} than {first}"
+        words = f"is not significantly different from {first}" if verdict == "cannot tell" else f"is {verdict} than {first}"
         sentence = f"{letters[number]} {words} on {fmt.tier_words(primary)}, {fmt.change(differences[primary])}"
         worse = [tier for tier, of in differences.items() if of.verdict == "worse" and tier != primary]
         joint = "and also" if verdict == "worse" else "but"

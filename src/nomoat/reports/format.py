@@ -133,7 +133,8 @@ def failure_reason(gate: Gate | None) -> str | None:
         return "Failed: the run ended before its adapter was checked"
     if gate.passed:
         return None
-    return "Failed: " + "; ".join(f"{check.name}: {check_words(check)}" for check in gate.checks if not check.passed)
+    failed = "; ".join(f"{check.name}: {check_words(check)}" for check in gate.checks if not check.passed)
+    return f"Failed: {failed or 'the adapter did not pass its checks'}"
 
 
 def check_words(check: Check) -> str:

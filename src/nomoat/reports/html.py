@@ -1,7 +1,7 @@
 """report.html: one page that needs nothing else, computed from the report alone.
 
 Everything in it is escaped (autoescape is on, and every text goes through `visible`), since model outputs may hold HTML,
-NULs, half characters or ten megabytes on one line. Local paths never get into it.
+NULs, lone surrogates or ten megabytes on one line. Local paths never get into it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def render_html(report: Report, run_dir: Path | None = None) -> str:
 
 
 def page_environment() -> Any:
-    """Where every page is rendered: all text escaped, an unknown name an error."""
+    """Jinja's environment of every page: all text escaped, an unknown name an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -69,6 +69,7 @@ def _filters() -> dict[str, Any]:
         "interval": _unbroken_interval,
         "signed_interval": lambda value: _unbroken_interval(value, signed=True),
         "tier_words": fmt.tier_words,
+        "check_words": fmt.check_words,
         "mark": mark,
         "metric": fmt.metric,
         "p_value": fmt.p_value,
@@ -78,7 +79,7 @@ def _filters() -> dict[str, Any]:
 
 
 def _unbroken_interval(value: Interval | None, *, signed: bool = False) -> str:
-    """Numbers stay on one line; the words that stand for a missing interval may break."""
+    """Numbers stay on one line; the words for a missing interval may break."""
     words = fmt.interval(value, signed=signed)
     return words if value is None else words.replace(" ", "\u00a0")
 
@@ -90,7 +91,7 @@ def excerpt(text: str) -> str:
 
 
 def mark(score: float | None) -> str:
-    """A row's score in a word."""
+    """A row's score in one word."""
     if score is None:
         return "not scored"
     return {1.0: "right", 0.0: "wrong"}.get(score, fmt.number(score))
@@ -136,7 +137,7 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
 
 
 def _claims(report: Report) -> list[dict[str, str]]:
-    """The verdict as a heading, a loss in retention in the same line; a symbol, so that nothing is said by colour alone."""
+    """The verdict as a heading, forgetting on the same line; a symbol, so that nothing depends on colour alone."""
     comparison = report.comparison
     if report.status == "failed":
         return [{"tone": "worse", "symbol": "\u2715", "word": "Failed", "rest": ""}]
@@ -146,7 +147,7 @@ def _claims(report: Report) -> list[dict[str, str]]:
     if comparison.retention_verdict != "worse" or comparison.primary == "retention":
         return [first]
     first["rest"] += ", but "
-    return [first, _claim("worse", "worse", f" at {fmt.tier_words('retention')}")]
+    return [first, _claim("worse", "worse", f" on {fmt.tier_words('retention')}")]
 
 
 def _claim(verdict: str, word: str, rest: str) -> dict[str, str]:
@@ -155,7 +156,7 @@ def _claim(verdict: str, word: str, rest: str) -> dict[str, str]:
 
 
 def _shown_path(report: Report, run_dir: Path | None) -> str:
-    """Where the run lies below the working directory, or below a folder that is not named: no local path gets into the page."""
+    """The run's path below the working directory, else below runs/: no local path gets into the page."""
     if run_dir is not None and run_dir.resolve().is_relative_to(Path.cwd()):
         return str(run_dir.resolve().relative_to(Path.cwd()))
     return f"runs/{report.run}"

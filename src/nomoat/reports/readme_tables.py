@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nomoat.config.load import KeyDescription
 from nomoat.errors import NomoatError
 from nomoat.reports import format as fmt
 from nomoat.reports.build import read_report
@@ -25,6 +26,8 @@ RECIPE_HEAD = """\
 | recipe | base | trained on, in | memory | time, in all | rental | score on known / unseen phrasings |
 |---|---|---|---|---|---|---|"""
 JUDGED = ("values", "phrasing")
+KEYS_HEAD = "| key | value | default | meaning |\n|---|---|---|---|"
+PLAIN_DEFAULTS = ("", "none", "required")  # of a recipe key: words about it, not values
 MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -154,6 +157,19 @@ def precision_table(folder: Path, reference: str = "bfloat16") -> str:
         cells += ["-" if name == reference else fmt.change(lost[tier]) for tier in JUDGED]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def keys_table(descriptions: Sequence[KeyDescription]) -> str:
+    """Every key of a recipe, for docs/recipes.md: the keys outside blocks first, then a heading and a table for each block."""
+    blocks = {one.key: one.meaning for one in descriptions if one.type == "block" and "." not in one.key}
+    lines: dict[str, list[str]] = {block: [] for block in ("", *blocks)}
+    for one in descriptions:
+        if one.key not in blocks:
+            block, dot, _ = one.key.partition(".")
+            default = one.default if one.default in PLAIN_DEFAULTS else f"`{one.default}`"
+            lines[block if dot else ""].append(f"| `{one.key}` | {one.type} | {default} | {one.meaning} |")
+    tables = {block: "\n".join([KEYS_HEAD, *found]) for block, found in lines.items()}
+    return "\n\n".join([tables.pop(""), *(f"### {block}: {blocks[block]}\n\n{table}" for block, table in tables.items())])
 
 
 def fill_blocks(text: str, blocks: dict[str, str]) -> str:

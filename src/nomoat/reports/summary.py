@@ -232,6 +232,9 @@ def data_sentences(report: Report) -> list[str]:
         found.append(f"Contamination: held-out prompts found in training rows: {kinds}.")
     else:
         found.append("Contamination was not checked.")
+    decoding = report.provenance.decoding
+    answers = f"; answers: {decoding.method}, in {decoding.dtype}" if decoding else ""
+    found.append(f"Kernels: {report.provenance.kernels}{answers}.")
     return found
 
 

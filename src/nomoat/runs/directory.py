@@ -1,7 +1,7 @@
 """A run directory from its first moment to its report: found or made, locked, resumed, never overwritten.
 
     with open_run(Path("runs"), "smoke", identity=recipe_and_hashes, environment=environment) as run:
-        ...                        # run.path is ours alone until the block ends
+        ...                        # no other process uses run.path until the block ends
         run.record(adapter_initial_sha256=digest)
 
 `runs/<name>-<8 hex digits of the identity's hash>[-n]/`. A run is finished when its report.json is there.
@@ -10,105 +10,74 @@
 from __future__ import annotations
 
 import datetime
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from nomoat.errors import NomoatError
 from nomoat.io import read_json, sha256_file, sha256_of, write_json
 
-# MERGED locks:
-# One process at a time in a run directory.
+MARK = "complete.json"
+MUST_AGREE = ("packages", "python", "device", "threads", "dtype", "kernels")  # where these differ, an adapter's bits may
+LATEST = "latest"
 
 
 @dataclass(frozen=True)
-class Lock:
-    """A lock file that the kernel guards: it is free as soon as its process is gone, killed or not, and no id is ever mistaken.
+class RunLock:
+    """One process at a time in a run directory: the kernel's lock on run.lock, which is free as soon as its process is gone.
 
-    Its content (host, process id, start) is there to be named to others, and to keep a second machine out where the folder is
-    shared over a network and the kernel's lock may not reach.
+    The file's content (host, process id, start) names the holder to others, and keeps a second machine out where the folder is shared
+    over a network and the kernel's lock may not reach.
     """
 
     path: Path
-    handle: int
+    lock: FileLock
 
     @classmethod
-    def take(cls, run_dir: Path) -> Lock:
+    def take(cls, run_dir: Path) -> RunLock:
         """Lock `run_dir` without waiting. Raises NomoatError naming the holder where there is one."""
         path = run_dir / "run.lock"
-        while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                _lock_or_refuse(handle, path)
-                if _is_still(path, handle):
-                    _write_holder(handle)
-                    return cls(path, handle)
-            except BaseException:
-                os.close(handle)
-                raise
-            os.close(handle)  # its last holder removed the file between our opening and our locking it: a new one is needed
+        lock = FileLock(path, timeout=0, mode=0o644, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise NomoatError(f"{_in_use(run_dir, _holder(path))}: wait for it, or stop it") from None
+        except (OSError, NotImplementedError) as error:
+            raise NomoatError(f"{run_dir} cannot be locked ({error}): put runs on a local disk") from error
+        holder = _holder(path)
+        if holder.get("host") not in (None, socket.gethostname()):
+            lock.release()
+            raise NomoatError(f"{_in_use(run_dir, holder)}; if that process is gone, remove {path} and run the same command again")
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
+        return cls(path, lock)
 
     def release(self) -> None:
-        """Remove the file, then give up the lock on it: a waiting process sees that the file is gone and makes its own."""
-        if _is_still(self.path, self.handle):
-            self.path.unlink()
-        os.close(self.handle)
-
-
-def _lock_or_refuse(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NomoatError(_in_use(path.parent, _holder(handle))) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        raise NomoatError(f"{path.parent} is on a file system without locks: put runs on a local disk") from error
-    holder = _holder(handle)
-    if holder.get("host") not in (None, socket.gethostname()):
-        advice = f"if that process is gone, remove {path} and run the same command again"
-        raise NomoatError(f"{_in_use(path.parent, holder)}; {advice}")
+        """Remove the file, then give up the lock on it: a waiting process finds the file gone and makes its own."""
+        self.path.unlink(missing_ok=True)
+        self.lock.release()
 
 
 def _in_use(run_dir: Path, holder: dict[str, Any]) -> str:
     who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}" if holder else "a process that has just started"
-    return f"{run_dir} is in use by {who}: wait for it, or stop it"
+    return f"{run_dir} is in use by {who}"
 
 
-def _is_still(path: Path, handle: int) -> bool:
+def _holder(path: Path) -> dict[str, Any]:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
-def _write_holder(handle: int) -> None:
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode(), 0)
-
-
-def _holder(handle: int) -> dict[str, Any]:
-    try:
-        holder = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
+        holder = read_json(path)
+    except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys() else {}
-
-
-MARK = "complete.json"
-MUST_AGREE = ("packages", "python", "device", "threads", "dtype")  # where these differ, an adapter's bits may
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,7 +87,7 @@ class RunDirectory:
     path: Path
     resumed: bool
     note: str  # why it is resumed, or why a new one was begun; empty for a plain first run
-    lock: Lock
+    lock: RunLock
 
     @property
     def run_id(self) -> str:
@@ -140,7 +109,7 @@ class RunDirectory:
 
 
 def open_run(root: Path, name: str, *, identity: Mapping[str, Any], environment: Mapping[str, Any]) -> RunDirectory:
-    """The unfinished run of this identity if its environment agrees, else a new directory beside the others.
+    """The unfinished run of this identity if its environment agrees, else a new directory.
 
     `identity` is what makes two runs the same one (recipe, data and base hashes); `environment` becomes environment.json.
     Raises NomoatError where a live process holds the run.
@@ -161,13 +130,17 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40]
 
 
-def lock_run(path: Path) -> RunDirectory:
-    """Hold an existing run directory, to score it again, say. Raises NomoatError where there is none or it is in use."""
-    if not (path / "environment.json").exists():
-        raise NomoatError(
-            f"{path} is not a run directory (it has no environment.json): name one of those that `make train` made, under runs/"
-        )
-    return RunDirectory(path, resumed=True, note="", lock=Lock.take(path))
+def resolve_run(stated: Path, runs_dir: Path = Path("runs")) -> Path:
+    """The run directory that a command names: `latest` is the finished run whose report is the newest below `runs_dir`.
+
+    Raises NomoatError where there is none.
+    """
+    if str(stated) != LATEST:
+        return stated
+    reports = sorted(runs_dir.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise NomoatError(f"latest: there is no finished run below {runs_dir}/; make one with `make train`, or name a run directory")
+    return reports[-1].parent
 
 
 def is_finished(path: Path) -> bool:
@@ -176,11 +149,11 @@ def is_finished(path: Path) -> bool:
 
 
 def _take(path: Path, environment: Mapping[str, Any], notes: list[str]) -> RunDirectory | None:
-    """Resume or begin the run at `path`, or None, with a note why, where it has to stay as it is."""
+    """Resume or begin the run at `path`; None, with a note why, where the directory must not be changed."""
     if is_finished(path):
         return None
     path.mkdir(parents=True, exist_ok=True)
-    lock = Lock.take(path)
+    lock = RunLock.take(path)
     try:
         run = None if is_finished(path) else _resume_or_begin(path, environment, notes, lock)  # it may just have finished
     except BaseException:
@@ -191,12 +164,12 @@ def _take(path: Path, environment: Mapping[str, Any], notes: list[str]) -> RunDi
     return run
 
 
-def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str], lock: Lock) -> RunDirectory | None:
+def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str], lock: RunLock) -> RunDirectory | None:
     facts = path / "environment.json"
     if not facts.exists():
         write_json(facts, {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **environment})
         return RunDirectory(path, resumed=False, note="; ".join(notes), lock=lock)
-    differences = _differences(read_json(facts), environment)
+    differences = _differences({"kernels": "auto", **read_json(facts)}, environment)
     if differences:
         notes.append(f"{path.name} is unfinished and cannot be resumed exactly, so it is left as it is: {'; '.join(differences)}")
         return None
@@ -204,7 +177,7 @@ def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a resumed run would not share with its first part, in words."""
+    """The differences between a run's first part and the process that would resume it, in words."""
     stated = [key for key in MUST_AGREE if key in now]
     before, after = _flat(then, stated), _flat(now, stated)
     keys = sorted(before.keys() | after.keys())
@@ -212,7 +185,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(environment: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """One entry for each fact, nested ones too. A machine's exact memory size may change with a restart, so it is left out."""
+    """One entry per fact, nested ones too. A machine's exact memory size may change with a restart, so it is left out."""
     flat: dict[str, Any] = {}
     for key in keys:
         value = environment.get(key)
@@ -222,18 +195,18 @@ def _flat(environment: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]
 
 
 def complete_checkpoint(path: Path, *, keep: int = 2) -> None:
-    """Declare `checkpoints/checkpoint-<step>` whole: its hashes are written last, then all but `keep` complete ones go."""
+    """Declare `checkpoints/checkpoint-<step>` complete: its hashes are written last, then all but `keep` complete ones are deleted."""
     write_json(path / MARK, {"files": {str(file.relative_to(path)): sha256_file(file) for file in _files(path) if file.name != MARK}})
     older = [other for other in _checkpoints(path.parent) if _step(other) <= _step(path)]
     kept = [other for other in older if (other / MARK).exists()][:keep]
     for other in older:
         if other not in kept:
-            (other / MARK).unlink(missing_ok=True)  # first, so that what a kill leaves of it is not taken for whole
+            (other / MARK).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint never counts as complete
             shutil.rmtree(other)
 
 
 def latest_complete(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose every file has the hash that was written down; torn ones are passed over."""
+    """The newest checkpoint whose every file has the hash that was written down; torn ones are skipped."""
     return next((path for path in _checkpoints(checkpoints) if is_intact(path)), None)
 
 
@@ -257,22 +230,3 @@ def _step(checkpoint: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def forbidden_traces(run_dir: Path, needles: Iterable[str] | None = None) -> list[str]:
-    """Every file of a run that holds a private string, or bears it in its name, as "file: string"; see `private_strings`."""
-    wanted = list(needles) if needles is not None else private_strings()
-    found = []
-    for file in _files(run_dir):
-        content = file.read_bytes()
-        name = str(file.relative_to(run_dir))
-        found += [f"{name}: {needle}" for needle in wanted if needle.encode() in content or needle in name]
-    return found
-
-
-def private_strings(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What no file of a run may hold: the paths of home, caches, this folder and the temporary one, and secrets of the environment."""
-    paths = [str(Path.home()), str(Path.cwd()), tempfile.gettempdir()]
-    paths += [value for key, value in environment.items() if key.endswith(("_HOME", "_CACHE")) and value.startswith("/")]
-    secrets = [value for key, value in environment.items() if SECRET_NAMES.search(key) and len(value) >= 8]
-    return sorted({text for text in paths + secrets if len(text) > 3})

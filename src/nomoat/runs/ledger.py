@@ -1,4 +1,4 @@
-"""What a run spent: one appended line for each stretch of work, the failed and the killed ones too.
+"""The ledger of a run: one appended line per segment of work, the failed and the killed ones too.
 
     ledger = Ledger(run / "ledger.jsonl", hardware=hardware(device), run_id="smoke-1a2b3c4d")
     with ledger.segment("train") as segment:
@@ -44,7 +44,7 @@ SegmentRecord = dict[str, Any]
 
 
 class Segment:
-    """The open stretch: counts add up, and `record` says at any moment what it has come to."""
+    """The open segment: counts add up, and `record` gives its line at any moment."""
 
     def __init__(self, facts: SegmentRecord, energy: EnergyMeter, memory: MemoryMeter) -> None:
         self._facts = facts
@@ -92,7 +92,7 @@ class Segment:
 
 
 class Ledger:
-    """The writer of one run's ledger. Making one recovers what a killed process left open, and begins a new attempt."""
+    """The writer of one run's ledger. Making one recovers the segment a killed process left open, and begins a new attempt."""
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class Ledger:
 
     @contextmanager
     def segment(self, phase: str) -> Iterator[Segment]:
-        """Count one stretch of `phase` until the block ends, whichever way it ends. Segments do not overlap."""
+        """Count one segment of `phase` until the block ends, however it ends. Segments do not overlap."""
         if self._open is not None:
-            raise RuntimeError("a segment is open already: what overlaps would be counted twice")
+            raise RuntimeError("a segment is open already: overlapping work would be counted twice")
         segment = self._open = Segment(self._facts(phase), self._energy, self._memory)
         stop, beat = self._start_heartbeat(segment)
         status = "failed"
@@ -134,12 +134,12 @@ class Ledger:
             self._close(segment.record(status))
 
     def backdate(self, phase: str, seconds: float) -> None:
-        """Note a stretch that was over before the ledger could be opened: starting up, fetching the base."""
+        """Add a segment that was over before the ledger could be opened: starting up, fetching the base."""
         counts = {"elapsed_seconds": seconds, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
         self._append({**self._facts(phase), **counts, **dict.fromkeys(UNREAD), "status": "done"})
 
     def reuse(self, phase: str, cost_when_made: Mapping[str, Any]) -> None:
-        """Note a result taken over from an earlier run: it costs nothing now, and shows what it cost when it was made."""
+        """Add a result reused from an earlier run: it costs nothing now, and records what it cost when it was made."""
         nothing = {"elapsed_seconds": 0.0, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
         self._append({**self._facts(phase), **nothing, **dict.fromkeys(UNREAD), "status": "cached", "cost_when_made": dict(cost_when_made)})
 
@@ -149,13 +149,9 @@ class Ledger:
         names = ("seconds", "compute_seconds", "energy_wh", "energy_note", "peak_resident_bytes", "peak_device_bytes")
         return {"run": self.run_id, **{name: getattr(spent, name) for name in names}, "hardware": self.hardware}
 
-    def so_far(self) -> list[SegmentRecord]:
-        """All segments, the open one as it stands: what a progress bar prices."""
-        return read_segments(self.path) + ([self._open.record("open")] if self._open else [])
-
     def _facts(self, phase: str) -> SegmentRecord:
         if phase not in PHASES:
-            raise ValueError(f"'{phase}' is no phase: {', '.join(PHASES)}")
+            raise ValueError(f"{phase!r} is not a phase: {', '.join(PHASES)}")
         self._number += 1
         return {
             "id": f"{self.attempt}.{self._number}",
@@ -173,7 +169,7 @@ class Ledger:
 
         def beat() -> None:
             while not stop.wait(self._heartbeat_seconds):
-                with suppress(OSError):  # a full disk, say: the end of the segment meets it too, and there the user is told
+                with suppress(OSError):  # such as a full disk: the end of the segment fails on it too, with a message
                     write_json(self._heartbeat, segment.record("open"))
 
         thread = threading.Thread(target=beat, name="ledger-heartbeat", daemon=True)
@@ -181,7 +177,7 @@ class Ledger:
         return stop, thread
 
     def _close(self, record: SegmentRecord) -> None:
-        """Heartbeat, line, no heartbeat: killed at any point in between, the record is there once after recovery."""
+        """Write the heartbeat, append the line, remove the heartbeat: killed anywhere in between, recovery leaves the line exactly once."""
         write_json(self._heartbeat, record)
         self._append(record)
         self._heartbeat.unlink()
@@ -205,7 +201,7 @@ class Ledger:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut a last line without its newline, so that the next one does not grow onto it; the heartbeat still holds its content."""
+    """Cut a last line without its newline, so that the next one is not joined to it; the heartbeat still holds its content."""
     data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):
         write_atomically(path, data[: data.rfind(b"\n") + 1])

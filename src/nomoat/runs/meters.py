@@ -1,4 +1,4 @@
-"""What a stretch of work used, read from the machine: memory, energy, cores. What cannot be read is None, never a guess."""
+"""Meters of a segment of work: memory, energy, CPU time, read from the machine. A value that cannot be read is None, never a guess."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class EnergyMeter:
         try:
             self._last = [counter.read() for counter in self.counters]
             self._joules = 0.0 if self.counters else None
-        except Exception:  # a driver may fail in any way of its own; a reading that fails is a reading we do not have
+        except Exception:  # a driver may fail in any way; a failed reading is no reading
             self._joules = None
 
     def sample(self) -> float | None:
-        """Add what was used since the last reading; watt-hours so far, or None if they cannot be known any more."""
+        """Add the energy used since the last reading; returns watt-hours so far, or None once they cannot be known any more."""
         if self._joules is None:
             return None
         try:
@@ -70,12 +70,12 @@ def _used(counter: EnergyCounter, before: float, now: float) -> float:
     if now >= before:
         return now - before
     if counter.wraps_at is None:
-        raise ValueError(f"{counter.source} ran backwards: it was reset, and what it had counted is lost")
+        raise ValueError(f"{counter.source} ran backwards: it was reset, and its count is lost")
     return counter.wraps_at - before + now
 
 
 def energy_meter(kind: str, *, powercap: Path = POWERCAP) -> EnergyMeter:
-    """A meter for a device kind: the GPU's own counter for cuda, else the processor's, else one that measures nothing."""
+    """A meter for a device kind: the GPU's own counter for cuda, the processor's for cpu, else one that measures nothing."""
     counters = nvml_counters() if kind == "cuda" else rapl_counters(powercap) if kind == "cpu" else []
     return EnergyMeter(counters)
 
@@ -126,13 +126,13 @@ def _rapl_counter(zone: Path) -> EnergyCounter:
 
 @dataclass(frozen=True)
 class MemoryMeter:
-    """Peak memory of this process since `start`; its child processes are not in it."""
+    """Peak memory of this process since `start`, without its child processes."""
 
     proc: Path = PROC
 
     def start(self) -> None:
-        """Set the peaks back to what is in use now, where the system allows it (Linux, CUDA)."""
-        with suppress(OSError):  # where it cannot be reset, the peak is that since the process began: never too low, perhaps too high
+        """Reset the peaks to what is in use now, where the system allows it (Linux, CUDA)."""
+        with suppress(OSError):  # where it cannot be reset, the peak counts from the start of the process: never too low, perhaps too high
             (self.proc / "clear_refs").write_text("5")  # resets VmHWM, see `man 5 proc`
         for device in _cuda_devices():
             sys.modules["torch"].cuda.reset_peak_memory_stats(device)
@@ -156,9 +156,9 @@ class MemoryMeter:
 
 @dataclass
 class CoreMeter:
-    """Seconds that the threads of this process ran since `start`, and seconds that they were ready to and waited for a core.
+    """Seconds that the threads of this process ran since `start`, and seconds spent runnable but waiting for a CPU.
 
-    They add up over threads, and come from Linux' scheduler (sched-stats): elsewhere None. A thread that has ended is not in them.
+    Sums over threads, from Linux' scheduler (sched-stats): elsewhere None. A thread that has ended is not counted.
     """
 
     proc: Path = PROC
@@ -179,7 +179,7 @@ class CoreMeter:
     def _threads(self) -> dict[str, tuple[float, float]]:
         found = {}
         for path in self.proc.glob("task/*/schedstat"):
-            with suppress(OSError, ValueError):  # a thread that ends meanwhile; a kernel that says something else there
+            with suppress(OSError, ValueError):  # a thread that ends meanwhile; a kernel with another format
                 ran, waited, _ = path.read_text().split()
                 found[path.parent.name] = (int(ran) / NS_PER_SECOND, int(waited) / NS_PER_SECOND)
         return found
@@ -192,7 +192,7 @@ def _cuda_devices() -> Sequence[int]:
 
 
 def hardware(device: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ledger segment says of its machine; `device` is {"kind": "cpu", "name": ..., "memory_bytes": ...}."""
+    """The machine of a ledger segment; `device` is {"kind": "cpu", "name": ..., "memory_bytes": ...}."""
     return {"device": dict(device), "architecture": architecture_name(platform.machine()), "vcpu": usable_cpus()}
 
 

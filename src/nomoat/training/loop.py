@@ -15,8 +15,8 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from nomoat.cli import ProgressBar
 from nomoat.config.schema import Recipe
-from nomoat.console import ProgressBar
 from nomoat.errors import RunFailed
 from nomoat.io import canonical_json, read_json, read_jsonl, write_jsonl
 from nomoat.models.adapter import restore_adapter, save_adapter

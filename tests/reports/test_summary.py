@@ -24,7 +24,7 @@ def test_it_prints_verdict_scores_cost_and_where_the_report_is(tmp_path: Path) -
     text = printed(run_dir)
     adapter = build_report(run_dir).arms["adapter"].tiers["phrasing"]
     assert adapter is not None and adapter.interval is not None
-    assert text.strip().startswith("better: ")
+    assert text.strip().startswith("Unseen phrasings: ")
     for expected in (
         f"{adapter.score:.2f}",
         f"[{adapter.interval[0]:.2f}, {adapter.interval[1]:.2f}]",
@@ -58,9 +58,9 @@ def test_times_of_a_shared_machine_are_said_to_be_such(tmp_path: Path) -> None:
 
 def test_waiting_for_a_core_is_said_where_it_is_not_small(tmp_path: Path) -> None:
     crowded = make_run(tmp_path / "crowded", ledger=ledger_lines(ran_seconds=3.0, waited_seconds=1.0))
-    assert "waited for a core for 25% of the time" in " ".join(printed(crowded, width=120).split())
+    assert "waited for a CPU for 25% of their runnable time" in " ".join(printed(crowded, width=120).split())
     alone = make_run(tmp_path / "alone", ledger=ledger_lines(ran_seconds=99.0, waited_seconds=1.0))
-    assert "for a core" not in printed(alone, width=120)
+    assert "for a CPU" not in printed(alone, width=120)
 
 
 def test_energy_nobody_measured_is_said_to_be_so(tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_energy_that_was_measured_is_printed(tmp_path: Path) -> None:
 
 def test_a_failed_run_starts_with_failed(tmp_path: Path) -> None:
     gate = {"passed": False, "checks": GATE["checks"]}
-    assert printed(make_run(tmp_path / "run", gate=gate)).strip().startswith("failed: ")
+    assert printed(make_run(tmp_path / "run", gate=gate)).strip().startswith("Failed: ")
 
 
 def test_a_run_that_never_scored_prints_what_it_spent(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: early\n")
+    (tmp_path / "recipe.yaml").write_text("name: early\nbase: {path: ./model}\n")
     write_jsonl(tmp_path / "ledger.jsonl", ledger_lines()[:2])
     text = printed(tmp_path)
     assert "ended before its adapter was checked" in text and "10 s" in text
