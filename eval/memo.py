@@ -15,15 +15,34 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.cli import run_script
+from rich.console import Console
+
+from nomoat.cli import ROOT, run_script, script_parser
+from nomoat.io import write_atomically, write_json
 from nomoat.memo.runs import MADE_ROLES, make_missing_run, missing_runs
 from nomoat.memo.verdict import gather, judge_memo
+from nomoat.memo.views import load_literature, print_verdict, render_memo
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def main() -> None:
+    """Make what is missing, judge, write, print."""
+    options = read_options()
+    console = Console()
+    if options.missing:
+        for planned in list(missing_runs(options.root, options.roles or MADE_ROLES)):
+            make_missing_run(planned, options.root, options.runs_dir, options.overrides, console)
+    verdict = judge_memo(gather(options.root), options.root)
+    out = options.out or options.root / "recipes" / "memo" / "memo.json"
+    page = out.with_suffix(".html")
+    write_json(out, verdict.model_dump(mode="json"))
+    write_atomically(page, render_memo(verdict, load_literature(options.root)))
+    print_verdict(verdict, console)
+    console.print(f"written: {out}, and as a page: {page}", highlight=False, soft_wrap=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = script_parser(__doc__)
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the missing runs, such as base.accept_license=gemma"
     )
@@ -32,28 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds recipes/ (default: this repository)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/memo"), help="where missing runs are made (default: runs/memo)")
     parser.add_argument("--out", type=Path, help="where memo.json goes (default: recipes/memo/memo.json)")
-    return parser.parse_intermixed_args()
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    from rich.console import Console
-
-    from nomoat.io import write_atomically, write_json
-    from nomoat.memo.views import load_literature, print_verdict, render_memo
-
-    console = Console()
-    if arguments.missing:
-        for planned in list(missing_runs(arguments.root, arguments.roles or MADE_ROLES)):
-            make_missing_run(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
-    verdict = judge_memo(gather(arguments.root), arguments.root)
-    out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
-    write_json(out, verdict.model_dump(mode="json"))
-    page = out.with_suffix(".html")
-    write_atomically(page, render_memo(verdict, load_literature(arguments.root)))
-    print_verdict(verdict, console)
-    console.print(f"written: {out}, and as a page: {page}", highlight=False, soft_wrap=True)
-    return 0
+    return parser.parse_intermixed_args()  # an override may follow an option
 
 
 if __name__ == "__main__":
