@@ -14,6 +14,8 @@ from nomoat.data.examples import load_shipped_set
 from nomoat.memo.evidence import load_claims
 from nomoat.memo.rules import judge
 from nomoat.memo.verdict import gather
+from nomoat.reports import format as fmt
+from nomoat.reports import summary
 from nomoat.reports.build import read_report
 from nomoat.runs.provenance import claims_sha256
 
@@ -53,6 +55,20 @@ def test_the_memo_is_judged_as_it_was() -> None:
         before = published[finding.id]["measured"]
         assert [one.value for one in finding.measured] == pytest.approx([one["value"] for one in before], rel=1e-9)
         assert [one.interval for one in finding.measured] == [one["interval"] and pytest.approx(tuple(one["interval"])) for one in before]
+
+
+def test_rewording_refuses_no_report_and_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text that a view makes becomes another one; what is read, verified and judged stays as it is."""
+    made = [name for name in dir(fmt) if callable(getattr(fmt, name)) and getattr(fmt, name).__module__ == fmt.__name__]
+    for name in made:
+        monkeypatch.setattr(fmt, name, lambda *_, **__: "reworded")
+    monkeypatch.setattr(fmt, "TIER_WORDS", dict.fromkeys(fmt.TIER_WORDS, "reworded"))
+    monkeypatch.setattr(summary, "PHASE_WORDS", dict.fromkeys(summary.PHASE_WORDS, "reworded"))
+    assert len(made) > 10 and fmt.number(1.0) == "reworded"
+    expected = {claim: verdict for verdict, claims in VERDICTS.items() for claim in claims.split()}
+    assert {finding.claim.id: finding.word for finding in judge(load_claims(ROOT), gather(ROOT))} == expected
+    for path in REPORTS:
+        assert read_report(path).rows
 
 
 def test_claims_and_shipped_rows_keep_their_hashes() -> None:

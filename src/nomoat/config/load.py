@@ -7,12 +7,11 @@ import difflib
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -252,12 +251,7 @@ def _as_yaml(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-BOUNDS: tuple[tuple[type[Any], str, Callable[[Any], Any]], ...] = (
-    (annotated_types.Gt, "above", lambda bound: bound.gt),
-    (annotated_types.Ge, "at least", lambda bound: bound.ge),
-    (annotated_types.Lt, "below", lambda bound: bound.lt),
-    (annotated_types.Le, "at most", lambda bound: bound.le),
-)
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 PLAIN_TYPES = {str: "text", bool: "true or false", int: "integer", float: "number", dict: "mapping", datetime.date: "date"}
 
 
@@ -278,5 +272,5 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"list of {_type_in_words(parts[0]).replace('block', 'blocks')}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "block"
-    bounds = [f"{word} {read(item):g}" for kind, word, read in BOUNDS for item in constraints if isinstance(item, kind)]
+    bounds = [f"{words} {getattr(item, name):g}" for name, words in BOUNDS.items() for item in constraints if hasattr(item, name)]
     return " ".join([PLAIN_TYPES[origin or annotation], " and ".join(bounds)]).strip()

@@ -1,19 +1,16 @@
 """Confidence intervals of scores whose rows are correlated: pure functions over lists.
 
 Rows of one group (one phrasing of the same task) resemble each other; a group is what the literature calls a cluster. A tier's
-score is the mean over its families of each family's mean. In order:
+score is the mean over its families of each family's mean.
 
-1. `split_families` arranges the values by family and group; `design_of` estimates the design effect, by which grouping inflates the
-   variance. Rows divided by it are the effective rows.
-2. `rate_interval` (0/1 scores): Wilson's interval on the effective rows. `mean_interval` (continuous scores): a bootstrap over
-   groups. `tier_estimate` takes either and combines the families. Paired differences are in paired.py.
-3. `seeds_estimate` adds the spread from seed to seed; `clustered_standard_error` is the textbook figure to compare with.
-
-The variance of a family's mean is the ratio estimator of survey sampling (Cochran, Sampling Techniques, 3rd ed. 1977, section 11).
-With few groups, or few rows that differ from the rest, it is imprecise. The design effect is therefore shrunk towards a cautious prior
-(rows of a group half way between independent and identical) that weighs as much as `PRIOR_GROUPS` groups, and Student's t replaces
-the normal distribution. Both were set by simulation over 20 to 400 rows, rates 0.01 to 0.99 and intra-group correlations 0 to 0.4
-(coverage.py). An interval of None means "too few groups for an interval" and is reported in those words.
+1. `split_families` arranges the values by family and group. `design_of` estimates the design effect: the variance of the mean over
+   groups (the ratio estimator of survey sampling: Cochran, Sampling Techniques, 3rd ed. 1977, section 11) over that of independent
+   rows. With few groups, or few rows that differ from the rest, it is imprecise, so it is shrunk towards a cautious prior (rows of a
+   group half way between independent and identical) that weighs as much as `PRIOR_GROUPS` groups, and Student's t replaces the normal
+   distribution. Both were set by simulation over 20 to 400 rows, rates 0.01 to 0.99 and intra-group correlations 0 to 0.4.
+2. `tier_estimate` gives a score with its interval: for 0/1 scores Wilson's on the effective rows (rows over the design effect), for
+   continuous ones a bootstrap over groups. None means "too few groups for an interval" and is reported in those words.
+3. `seeds_estimate` adds the spread from seed to seed. `clustered_standard_error` is the textbook figure, for comparison.
 """
 
 from __future__ import annotations
@@ -70,7 +67,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Design:
-    """The cost of grouping: the design effect (1 or more), and the degrees of freedom left (groups less families, fewer if uneven)."""
+    """The cost of grouping: the design effect (1 or more), and the degrees of freedom left (groups minus families, fewer if uneven)."""
 
     effect: float
     freedom: float
@@ -96,15 +93,13 @@ def split_families(values: Sequence[float], families: Sequence[str], groups: Seq
     members: dict[str, dict[Hashable, list[float]]] = {}
     for value, family, group in zip(values, families, groups, strict=True):
         members.setdefault(family, {}).setdefault(group, []).append(float(value))
-    return [_family(list(members[name].values())) for name in sorted(members)]
-
-
-def _family(groups: list[list[float]]) -> Family:
-    values = np.array([value for group in groups for value in group])
-    distinct, counts = np.unique(values, return_counts=True)
-    mode = distinct[counts.argmax()]
-    unusual = sum(any(value != mode for value in group) for group in groups)
-    return Family(values, np.array([sum(group) for group in groups]), np.array([len(group) for group in groups]), unusual)
+    parts = []
+    for name in sorted(members):
+        by_group = list(members[name].values())
+        distinct, counts = np.unique(np.concatenate(by_group), return_counts=True)
+        unusual = sum(any(value != distinct[counts.argmax()] for value in group) for group in by_group)
+        parts.append(Family(np.concatenate(by_group), np.array([*map(sum, by_group)]), np.array([*map(len, by_group)]), unusual))
+    return parts
 
 
 def design_of(families: Sequence[Family]) -> Design:
@@ -154,7 +149,7 @@ def wilson(successes: Any, n: Any, critical: Any = NORMAL_95) -> tuple[Any, Any]
     return np.maximum(0.0, middle - half), np.minimum(1.0, middle + half)
 
 
-def _rate(families: list[Family], design: Design) -> Interval | None:
+def _rate_interval(families: list[Family], design: Design) -> Interval | None:
     """Wilson's interval on the effective rows; within three successes of an end, a Poisson limit where that is wider.
 
     Wilson's is too narrow there: the modification is Brown, Cai and DasGupta's (Statistical Science 16 (2001) 101, section 4.1.1).
@@ -176,8 +171,8 @@ def _rate(families: list[Family], design: Design) -> Interval | None:
     return combine_families(families, design, limits, (0.0, 1.0)) if design.enough else None
 
 
-def bootstrap(families: Sequence[Family], design: Design, bounds: Interval, seed: int = 0) -> Interval | None:
-    """The interval of the mean over families for continuous values, resampling whole groups within each family.
+def bootstrap(families: Sequence[Family], design: Design, bounds: Interval) -> Interval | None:
+    """The interval of the mean over families for continuous values, resampling whole groups within each family with fixed draws.
 
     The wider, on each side, of the studentised bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
     12.5), which skewed scores need, and the percentile interval expanded for few groups (Hesterberg, The American Statistician
@@ -186,11 +181,8 @@ def bootstrap(families: Sequence[Family], design: Design, bounds: Interval, seed
     """
     from scipy.stats import norm
 
-    draw = np.random.default_rng(seed)
-    resampled = []
-    for family in families:
-        count = len(family.sizes)
-        resampled.append(_resample(family, draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)))
+    draw = np.random.default_rng(0)
+    resampled = [_resample(family, draw) for family in families]
     means, variances = (sum(part[at] for part in resampled) / len(families) ** (at + 1) for at in (0, 1))
     if design.groups - len(families) < FEWEST_GROUPS_CONTINUOUS - 1 or np.ptp(means) < 1e-12:
         return None
@@ -203,9 +195,11 @@ def bootstrap(families: Sequence[Family], design: Design, bounds: Interval, seed
     return max(bounds[0], float(min(lower, mean - high))), min(bounds[1], float(max(upper, mean - low)))
 
 
-def _resample(family: Family, times: Any) -> tuple[Any, Any]:
-    """Mean, and variance of the mean, of each resample; `times` (resamples, groups): how often each group was drawn."""
-    count, rows = len(family.sizes), times @ family.sizes
+def _resample(family: Family, draw: np.random.Generator) -> tuple[Any, Any]:
+    """Mean, and variance of the mean, of each of `RESAMPLES` resamples of the groups."""
+    count = len(family.sizes)
+    times = draw.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # (resamples, groups): how often each was drawn
+    rows = times @ family.sizes
     mean = times @ family.sums / rows
     squares = times @ family.sums**2 - 2 * mean * (times @ (family.sums * family.sizes)) + mean**2 * (times @ family.sizes**2)
     return mean, squares * count / max(1, count - 1) / rows**2
@@ -221,27 +215,17 @@ class Estimate:
     groups: int
 
 
-def rate_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Interval | None:
-    """95 % interval of a rate over rows of one family; `scores` are 0 or 1. None for too few groups."""
-    families = split_families(scores, [""] * len(scores), groups)
-    return _rate(families, design_of(families))
-
-
-def mean_interval(scores: Sequence[float], groups: Sequence[Hashable], bounds: Interval = (-math.inf, math.inf)) -> Interval | None:
-    """95 % interval of the mean of one family's continuous scores: a bootstrap over groups with fixed draws.
-
-    `bounds` are the lowest and highest possible score. None for too few groups or scores without spread.
-    """
-    families = split_families(scores, [""] * len(scores), groups)
-    return bootstrap(families, design_of(families), bounds)
-
-
 def tier_estimate(scores: Sequence[float], families: Sequence[str], groups: Sequence[Hashable]) -> Estimate:
     """The mean over families of each family's mean score, with an interval that combines the families' errors."""
     parts = split_families(scores, families, groups)
     design = design_of(parts)
-    interval = _rate(parts, design) if set(scores) <= {0, 1} else bootstrap(parts, design, (0.0, 1.0))
+    interval = _rate_interval(parts, design) if set(scores) <= {0, 1} else bootstrap(parts, design, (0.0, 1.0))
     return Estimate(float(np.mean([part.mean for part in parts])), interval, len(scores), design.groups)
+
+
+def score_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Interval | None:
+    """95 % interval of the mean of one family's scores, each from 0 to 1. None for too few groups, or continuous scores without spread."""
+    return tier_estimate(scores, [""] * len(scores), groups).interval
 
 
 def standard_error(families: Sequence[Family]) -> float:
@@ -272,7 +256,6 @@ class SeedsEstimate:
 
     difference: float
     interval: Interval
-    seeds: int
 
 
 def seeds_estimate(differences_per_seed: Sequence[float], se_groups: float) -> SeedsEstimate:
@@ -288,7 +271,7 @@ def seeds_estimate(differences_per_seed: Sequence[float], se_groups: float) -> S
         raise NomoatError("several seeds need one finite difference each and a standard error of 0 or more")
     spread = t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
     middle, half = float(seeds.mean()), math.hypot(spread, 1.96 * se_groups)
-    return SeedsEstimate(middle, (max(-1.0, middle - half), min(1.0, middle + half)), len(seeds))
+    return SeedsEstimate(middle, (max(-1.0, middle - half), min(1.0, middle + half)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -132,7 +132,7 @@ def _tango_test(delta: Any, first: Any, second: Any, n: Any, z: Any) -> Any:
 def smallest_detectable(discordance: float, n: float, design: Design) -> float | None:
     """The difference found with 80 % power at a two-sided 5 %, given the share of rows on which the arms differ and `n` effective rows.
 
-    Connor's condition (Biometrics 43 (1987) 207) with Student's t; the arms differ on at least that share of the rows. None where it exceeds 1.
+    Connor's condition (Biometrics 43 (1987) 207) with Student's t; the arms differ on at least that share of rows. None if above 1.
     """
     from scipy.optimize import brentq
 
