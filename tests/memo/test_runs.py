@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_two_adapters_are_trained_added_scored_and_paid_for(tmp_path: Path, monk
     folder = make_workplace(tmp_path / "root")
     memo_folder = folder / "recipes" / "memo"
     memo_folder.mkdir(parents=True)
+    shutil.copy(ROOT / "recipes" / "memo" / "claims.yaml", memo_folder)  # the scripts record the hash of the repository's table
     for role in "ab":
         files = "base: {path: ../../model}\ndata: {rows: ../../rows.jsonl}\n"
         (memo_folder / f"{role}.yaml").write_text(f"extends: ../../tiny.yaml\n{files}train: {{max_steps: {4 if role == 'a' else 5}}}\n")
