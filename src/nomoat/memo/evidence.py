@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from nomoat.config.load import parse_yaml
 from nomoat.io import Record
@@ -70,8 +70,7 @@ class Claim(Record):
 
 def load_claims(root: Path) -> tuple[Claim, ...]:
     """The claims of recipes/memo/claims.yaml, in order."""
-    table = parse_yaml((root / CLAIMS).read_text(encoding="utf-8"), CLAIMS)
-    return TypeAdapter(tuple[Claim, ...]).validate_python(tuple(table))
+    return tuple(Claim.model_validate(claim) for claim in parse_yaml((root / CLAIMS).read_text(encoding="utf-8"), CLAIMS))
 
 
 class ThresholdTest(Record):
@@ -212,15 +211,13 @@ class Evidence:
         for run, other in pairs:
             rows = [row for row in paired_rows(run, other, arm) if row.tier == TIER and (families is None or families(row.family))]
             paired.append(tier_difference(rows, REFERENCE))
-        value, interval = None, None
+        what, seeds = f"score, {role} minus {reference}{on}", len(pairs)
         differences = [difference.difference for difference in paired if difference]
         errors = [standard_error_of(difference.interval) for difference in paired if difference and difference.interval]
-        if pairs and len(errors) == len(pairs):
+        if len(errors) == seeds > 0:
             estimate = seeds_estimate(differences, float(np.mean(errors)))
-            value, interval = estimate.difference, estimate.interval
-        elif pairs and len(differences) == len(pairs):
-            value = float(np.mean(differences))
-        return Measurement(what=f"score, {role} minus {reference}{on}", value=value, interval=interval, seeds=len(pairs))
+            return Measurement(what=what, value=estimate.difference, interval=estimate.interval, seeds=seeds)
+        return Measurement(what=what, value=float(np.mean(differences)) if len(differences) == seeds > 0 else None, seeds=seeds)
 
 
 def over_seeds(what: str, values: Sequence[float | None], unit: str = "", *, geometric: bool = False) -> Measurement:

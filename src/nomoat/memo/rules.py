@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 from nomoat.memo.evidence import TIER, Claim, EarlierLimits, Evidence, Finding, Measurement, Pairs, better, conclude, over_seeds, rental
 from nomoat.reports.readme_tables import seeds_gain
@@ -89,7 +88,7 @@ def _price(claim: Claim, evidence: Evidence) -> Finding:
 
 def _total_price(claim: Claim, evidence: Evidence) -> Finding:
     """M18: every run behind the verdict; those without a report are priced by spent.json."""
-    reports = list(chain.from_iterable(evidence.runs.values()))
+    reports = [report for reports in evidence.runs.values() for report in reports]
     costs = {report.run: rental(report.cost) for report in reports}
     costs |= {spent.run: spent.usd for spent in evidence.spent if spent.run not in costs}
     known = [usd for usd in costs.values() if usd is not None]
@@ -140,8 +139,7 @@ def _update_size(claim: Claim, evidence: Evidence) -> Finding:
     means = {family: sum(values) / len(values) for family, values in scores.items() if any(values)}
     if means:
         hardest = min(means, key=lambda family: means[family])
-        on = f" on {hardest}, the hardest family"
-        shown.append(evidence.difference("rank1", "lora", families=lambda family: family == hardest, on=on))
+        shown.append(evidence.difference("rank1", "lora", families=lambda name: name == hardest, on=f" on {hardest}, the hardest family"))
     verdict = verdicts[0] if len(set(verdicts)) == 1 else "cannot tell"
     return conclude(claim, tests, shown=shown).model_copy(update={"verdict": verdict})
 

@@ -92,7 +92,7 @@ def _sum_command(planned: PlannedRun, root: Path, runs_dir: Path, overrides: lis
     ranks = add_adapters(first / "adapter", second / "adapter", folder)
     if planned.seed == 0:
         write_json(planned.report.parent / RANKS_FILE, ranks.model_dump())
-    hardware = [override for override in overrides if override.startswith("hardware.")]
+    hardware = (override for override in overrides if override.startswith("hardware."))
     return [str(root / "eval" / "score.py"), str(first), f"--adapter={folder}", *hardware]
 
 
@@ -102,7 +102,6 @@ def write_spent(runs_dir: Path, reports: Path) -> None:
     for ledger in runs_dir.glob("*/*/ledger.jsonl"):
         name, cost = ledger.parent.name, run_cost(ledger.parent, read_provenance(ledger.parent))
         spent[name] = Spent(run=name, seconds=cost.seconds, usd=rental(cost))
-    reports.mkdir(parents=True, exist_ok=True)
     write_json(reports / SPENT_FILE, [spent[name].model_dump() for name in sorted(spent)])
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -51,17 +50,14 @@ def print_verdict(verdict: MemoVerdict, console: Console) -> None:
 
 def describe_test(test: ThresholdTest) -> str:
     """A tested value with its interval, its threshold, and the verdict on it."""
-    seeds = "" if test.exact else f", {fmt.plural(test.seeds, 'seed')}"
-    bounds = "exact" if test.exact else _interval(test) or "no interval"
-    times = test.times_the_data
-    more = (
-        ""
-        if times is None or times > 1e4
-        else f"; about {max(times, 1.0):,.{0 if times >= 10 else 1}f} times the rows or seeds might decide it"
-    )
+    bounds = "exact" if test.exact else f"{_interval(test) or 'no interval'}, {fmt.plural(test.seeds, 'seed')}"
     threshold = f"{'more than' if test.above else 'at most'} {_number(test.limit, test.unit)}"
-    value = f"{test.what}: {_number(test.value, test.unit)} ({bounds}{seeds})"
-    return f"{value}; the claim needs {threshold}: {VERDICT_WORDS[test.verdict]}{more}"
+    value = f"{test.what}: {_number(test.value, test.unit)} ({bounds})"
+    words = f"{value}; the claim needs {threshold}: {VERDICT_WORDS[test.verdict]}"
+    if test.times_the_data is None or test.times_the_data > 1e4:
+        return words
+    times = max(test.times_the_data, 1.0)
+    return f"{words}; about {times:,.{0 if times >= 10 else 1}f} times the rows or seeds might decide it"
 
 
 def describe_value(value: Measurement) -> str:
@@ -100,14 +96,14 @@ def minutes_block(verdict: MemoVerdict) -> str:
     for role, runs in verdict.runs.items():
         where = sorted({f"{run.dtype}, {run.device}, {run.threads}{' (shared)' if run.shared else ''}" for run in runs})
         seeds = ", ".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed))
-        times = [_range([run.train_seconds for run in runs]), _range([run.seconds for run in runs])]
-        lines.append(f"| `{role}` | {seeds} | {'; '.join(where)} | {' | '.join(times)} |")
+        times = f"{_range(run.train_seconds for run in runs)} | {_range(run.seconds for run in runs)}"
+        lines.append(f"| `{role}` | {seeds} | {'; '.join(where)} | {times} |")
     return "\n".join(lines)
 
 
-def _range(seconds: Sequence[float | None]) -> str:
-    known = [value for value in seconds if value is not None]
-    return " to ".join(dict.fromkeys(map(fmt.duration, (min(known), max(known))))) if known else "-"
+def _range(seconds: Iterable[float | None]) -> str:
+    known = sorted(value for value in seconds if value is not None)
+    return " to ".join(dict.fromkeys(map(fmt.duration, (known[0], known[-1])))) if known else "-"
 
 
 # The page
@@ -127,7 +123,7 @@ def render_memo(verdict: MemoVerdict, literature: Sequence[dict[str, Any]]) -> s
             words=VERDICT_WORDS,
             tones=TONES,
             counts=Counter(claim.verdict for claim in verdict.claims),
-            all_runs=list(chain.from_iterable(verdict.runs.values())),
+            all_runs=[run for runs in verdict.runs.values() for run in runs],
             charts={claim.id: [Markup(claim_chart(claim, width)) for width in widths] for claim in tested},
             curve=[Markup(curve_chart(verdict.curve, width)) for width in widths] if verdict.curve else [],
             describe_test=describe_test,
