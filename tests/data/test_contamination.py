@@ -75,7 +75,7 @@ def test_a_row_counts_once_per_check_and_examples_are_limited():
     train = [row("t", f"{LONG} {LONG}"), row("u", f"{LONG} {LONG}")]
     report = audit(train, (), [row(f"h{n}", f"{LONG} {LONG}", "phrasing") for n in range(30)], user_data=False)
     assert (report.exact, report.masked, report.ngram) == (30, 30, 30)
-    assert len(report.examples) == MAX_EXAMPLES and len(report.record()["examples"]) == MAX_EXAMPLES
+    assert len(report.examples) == MAX_EXAMPLES
 
 
 def test_two_thousand_rows_take_seconds():

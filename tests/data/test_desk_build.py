@@ -192,7 +192,7 @@ def test_a_wording_of_a_fact_is_trained_or_held_out():
         assert all(len(fact[form]) == 14 for fact in facts.values())
         assert len({wording for fact in facts.values() for wording in fact[form]}) == 16 * 14
     drawing, rng = Persona(DESK / "facts.yaml"), random.Random("wordings")
-    drawn = {part: [drawing.draw(part, rng, []) for _ in range(2000)] for part in PARTS}
+    drawn = {part: [drawing.draw("fact", part, rng, []) for _ in range(2000)] for part in PARTS}
     for name, fact in facts.items():
         said = {part: [one for one in drawn[part] if one.name == name] for part in PARTS}
         places = {part: {fact["questions"].index(one.question) for one in said[part]} for part in PARTS}
@@ -203,7 +203,9 @@ def test_a_wording_of_a_fact_is_trained_or_held_out():
 
 def test_no_held_out_wording_of_a_fact_appears_in_the_training_rows(desk):
     drawing, rng = Persona(DESK / "facts.yaml"), random.Random("unseen wordings")
-    unseen = {normalise(text) for _ in range(2000) for said in [drawing.draw("heldout", rng, [])] for text in (said.question, said.clause)}
+    unseen = {
+        normalise(text) for _ in range(2000) for said in [drawing.draw("fact", "heldout", rng, [])] for text in (said.question, said.clause)
+    }
     pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, unseen)) + r")(?!\w)")
     trained = {row.id: pattern.findall(normalise(row.prompt)) for row in desk.train if row.family == "persona"}
     assert not {name: found for name, found in trained.items() if found}
@@ -235,9 +237,9 @@ def test_a_phrasing_without_enough_slots_is_an_error(tmp_path):
         'score: {by: exact}\nkinds:\n  all:\n    completion: "{{ weekday }}"\n    phrasings: ["Day {{ weekday }}?"]\n'
     )
     phrasings = load_phrasings(tmp_path / "few.yaml")
-    assert len(Writer(DESK).rows(phrasings, "few", tier="train", part="train", counts=[7])) == 7
+    assert len(Writer(DESK).rows(phrasings, "few", "train", 7)) == 7
     with pytest.raises(NomoatError, match="200 draws gave no new prompt"):
-        Writer(DESK).rows(phrasings, "few", tier="train", part="train", counts=[8])
+        Writer(DESK).rows(phrasings, "few", "train", 8)
 
 
 def test_a_slot_for_lists_of_one_kind_draws_that_kind_and_completions_find_it_as_list(tmp_path):
@@ -246,5 +248,5 @@ def test_a_slot_for_lists_of_one_kind_draws_that_kind_and_completions_find_it_as
         '    phrasings: ["{{ stops.new }} before {{ stops }}"]\n'
     )
     cities = set(Values(DESK / "values").listed("cities", "heldout"))
-    for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", tier="phrasing", part="heldout", counts=[20]):
+    for row in Writer(DESK).rows(load_phrasings(tmp_path / "stops.yaml"), "stops", "phrasing", 20):
         assert set(row.completion.split(", ")) <= cities and row.prompt == row.completion.replace(", ", " before ", 1)

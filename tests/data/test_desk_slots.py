@@ -85,15 +85,15 @@ def test_a_listing_knows_what_is_left_what_is_new_and_what_can_come_first():
 
 
 TABLE = Table(
-    "trips",
-    (("city", "TEXT"), ("driver", "TEXT"), ("fee", "INTEGER")),
-    "city",
-    "Oslo",
-    ("Lima", "Quito"),
-    "driver",
-    tuple("abcdef"),
-    "fee",
-    40,
+    name="trips",
+    columns=["city", "driver", "fee"],
+    text="city",
+    other="driver",
+    number="fee",
+    value="Oslo",
+    others=["Lima", "Quito"],
+    labels=list("abcdef"),
+    limit=40,
 )
 
 

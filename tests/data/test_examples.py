@@ -104,7 +104,7 @@ def test_a_malformed_row_is_refused_with_its_line_and_what_is_allowed(tmp_path, 
     [
         ('{"prompt": "p", "completion": "c"', "not a JSON value"),
         ('{"prompt": "p", "prompt": "q", "completion": "c"}', "the same key twice"),
-        ('{"prompt": "p", "completion": "c", "score": {"by": "number", "tolerance": NaN}}', "NaN is not a JSON number"),
+        ('{"prompt": "p", "completion": "c", "score": {"by": "number", "tolerance": NaN}}', "NaN is not JSON"),
         ("[" * 100_000, "not a JSON value"),
         ("", "no rows in it"),
         ("\n\n", "no rows in it"),

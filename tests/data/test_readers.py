@@ -68,7 +68,6 @@ def test_the_system_prompt_belongs_to_the_exchange() -> None:
         ({"m": "Who?"}, {"messages": "m"}, "messages must be a list"),
         ({"m": [{"role": "tool", "content": "x"}]}, {"messages": "m"}, "roles system, user"),
         ({"m": [{"role": "assistant", "content": "x"}]}, {"messages": "m"}, "must begin with the user"),
-        ("text", {"prompt": "q", "completion": "a"}, "a row must be an object; saw 'text'"),
     ],
 )
 def test_what_does_not_fit_is_a_problem_of_that_record(record: Any, columns: Any, said: str) -> None:

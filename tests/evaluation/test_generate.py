@@ -45,11 +45,11 @@ def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architectur
         assert likelihood == pytest.approx(alone_likelihood(stock, request), rel=LIKELIHOOD)
 
 
-def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_packed_prefill_gives_other_logits_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, template, requests = load(tmp_path, "llama")
     expected = Generator(model, template, max_new_tokens=6).answer(requests)
     blind = SuffixLayout.mask
-    monkeypatch.setattr(SuffixLayout, "mask", lambda *given: torch.zeros_like(blind(*given)))  # tokens that see what follows them
+    monkeypatch.setattr(SuffixLayout, "mask", lambda *given: torch.zeros_like(blind(*given)))  # no causal mask
     assert not enable_packed_prefill(model, requests[:2])
     assert Generator(model, template, max_new_tokens=6).answer(requests) == expected
 
@@ -61,7 +61,7 @@ def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tm
     assert not architecture.startswith("packed") or enable_packed_prefill(model, requests[:2])
     plain, _ = Generator(model, template, max_new_tokens=12).answer([Request(q.key, q.prompt, (q.reference[-1],)) for q in requests])
     stop = requests[0].reference[-1]
-    drafted = [  # of every second row the first `kept` tokens are what the model says, then comes something else
+    drafted = [  # every other reference begins with `kept` tokens of the answer and then differs
         Request(q.key, q.prompt, (*answer.ids[: kept if number % 2 else 0], *((7, 8, stop) if number % 3 else (stop,))))
         for number, (q, answer) in enumerate(zip(requests, plain, strict=True))
     ]
@@ -70,7 +70,7 @@ def test_a_reference_that_begins_like_the_answer_changes_nothing_but_the_work(tm
     assert likelihoods == pytest.approx([alone_likelihood(model, request) for request in drafted], rel=LIKELIHOOD)
 
 
-def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: Path) -> None:
+def test_answers_equal_to_their_references_take_no_decoding_step(tmp_path: Path) -> None:
     model, template, requests = load(tmp_path, "llama")
     plain, _ = Generator(model, template, max_new_tokens=6).answer(requests)
     calls: list[int] = []
@@ -79,7 +79,7 @@ def test_answers_equal_to_their_references_take_no_step_of_their_own(tmp_path: P
     heard: list[int] = []
     answers, _ = Generator(model, template, max_new_tokens=6).answer(drafted, heard.append)
     assert answers == plain and tuple(heard) == plain[0].ids
-    assert len(calls) == 3  # what the prompts share, the rest of them, the references
+    assert len(calls) == 3  # the shared prefix, the rest of the prompts, the references
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -167,7 +167,7 @@ def alone_likelihood(model: Any, request: Request) -> float:
 def test_an_answer_stops_at_the_end_of_turn_and_says_so(tmp_path: Path) -> None:
     model, template, requests = load(tmp_path, "llama")
     first = Generator(model, template, max_new_tokens=4).answer(requests[:1])[0][0]
-    template.stop_ids = frozenset({first.ids[1]})  # the second token the model would say anyway
+    template.stop_ids = frozenset({first.ids[1]})  # the second token of the answer
     short = Generator(model, template, max_new_tokens=4).answer(requests)[0][0]
     assert short.ids == first.ids[:1] and short.stopped and not first.stopped
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from nomoat.kernels.varlen_attention import PackedLayout, enable_varlen_attention, layout_arguments, uses_varlen_attention
 from nomoat.training.collate import collate_packed, summed_loss

@@ -1,4 +1,4 @@
-"""Where a base comes from: pinned, checked, never unpickled, and a clear message when it cannot be had."""
+"""Bases from the hub and from folders: pinned, checked, never unpickled, and a clear message where one cannot be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nomoat.models.device import has_bfloat16
 from tests.tiny import make_base
 
 
-def test_terms_of_a_bases_own_are_accepted_before_anything_is_fetched_and_stay_with_it(tmp_path: Path) -> None:
+def test_a_licence_is_accepted_before_anything_is_fetched_and_stays_with_the_base(tmp_path: Path) -> None:
     make_base(tmp_path / "model")
     own = {"name": "owl", "terms": "https://example.org/owl", "notice": "Owl is provided under the Owl Terms."}
     stated = {"path": str(tmp_path / "model"), "license": own}
@@ -46,7 +46,7 @@ def test_a_folder_with_pickled_weights_only_is_refused(tmp_path: Path) -> None:
         fetch_base(Base(path=str(tmp_path)))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NomoatError, match=r"no config\.json"):
         fetch_base(Base(path=str(tmp_path)))
 

@@ -1,4 +1,4 @@
-"""Bases and adapters of the hub, by the real client from a hub of our own: fetched whole, or refused with what to do."""
+"""Bases and adapters of the hub, by the real client from a local hub: fetched whole, or refused with what to do."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_adapter_of_the_hub_is_fetched_as_plain_tensors_or_refused(hub: str, 
     assert "safetensors" in pickled and "could not be fetched" in unknown
 
 
-def test_what_is_unpinned_is_not_trained(tmp_path: Path) -> None:
+def test_an_unpinned_base_is_not_trained(tmp_path: Path) -> None:
     write_user_rows(tmp_path / "rows.jsonl", 60)
     (tmp_path / "tiny.yaml").write_text(RECIPE.replace("path: ./model", "hub: owl/good, revision: unpinned"))
     done = run(tmp_path, "train/sft.py", "tiny.yaml")

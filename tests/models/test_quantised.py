@@ -30,13 +30,19 @@ def train(folder: Path, files: BaseFiles, rows: list[Example], precision: str, *
     recipe = Recipe(name="quantised", base=load_recipe(ROOT / "recipes" / "smollm2-135m.yaml").base, train=settings)
     talk = ChatTemplate(load_tokenizer(files))
     rendered = [talk.render(row) for row in rows]
-    job = TrainSpec(
-        recipe, Collator(rendered, rendered, True, talk.pad_id, 512), files, folder, "cpu", 2e-3, sum(len(row.completion) for row in rows)
+    spec = TrainSpec(
+        recipe=recipe,
+        collator=Collator(rendered, rendered, True, talk.pad_id, 512),
+        files=files,
+        folder=folder,
+        device="cpu",
+        learning_rate=2e-3,
+        validation_bytes=sum(len(row.completion) for row in rows),
     )
     folder.mkdir()
     model = attach_adapter(load_model(files, precision=precision, device="cpu"), recipe.lora, seed=0, files=files)
     frozen = {name: value.detach().clone() for name, value in model.named_parameters() if not value.requires_grad}
-    run_training(model, job, count=lambda **_: None, console=Console(quiet=True))
+    run_training(model, spec, count=lambda **_: None, console=Console(quiet=True))
     kept = all(value.equal(frozen[name]) for name, value in model.named_parameters() if name in frozen)
     found = [line["validation_loss"] for line in read_jsonl(folder / "metrics.jsonl") if "validation_loss" in line]
     return [found[0], found[-1]], kept

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nomoat.config.load import load_recipe
 from nomoat.io import read_jsonl
+from nomoat.pipeline.run_spec import make_run_spec
 from nomoat.reports.build import read_report
-from tests.stories import RECIPE, make_workplace, only_run, run
+from tests.stories import RECIPE, ROOT, make_workplace, only_run, run
 
 TOWNS = ("Oslo", "Lima", "Quito")
 
@@ -58,3 +60,12 @@ def test_the_plain_path_gives_the_same_answers_and_says_that_nothing_was_drafted
         for old, new in zip(before, plain, strict=True):
             assert old.pop("bits_per_byte") == pytest.approx(new.pop("bits_per_byte"), rel=1e-4)
             assert old == new
+
+
+def test_a_run_with_plain_kernels_is_another_run(finished: Path) -> None:
+    auto, plain = (
+        make_run_spec(load_recipe(finished / "tiny.yaml", overrides), ROOT).identity() for overrides in ([], ["hardware.kernels=plain"])
+    )
+    hardware = auto["recipe"].pop("hardware")
+    assert plain["recipe"].pop("hardware") == {**hardware, "kernels": "plain"} and "kernels" not in hardware
+    assert auto == plain

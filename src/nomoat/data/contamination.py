@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from nomoat.data.examples import Example, normalise
 
 GRAM = 13  # words; the overlap length of Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C
 PHRASING_TIERS = ("phrasing", "family")  # their phrasings must be new; `values` rows share theirs with training on purpose
-KINDS = ("exact", "masked", "ngram")
 MAX_EXAMPLES = 10
 _MASK = " \u25a2 "  # a symbol that normalise() keeps
 
@@ -40,10 +39,6 @@ class ContaminationReport:
         """True when no row repeats another."""
         return not (self.exact or self.masked or self.ngram)
 
-    def record(self) -> dict[str, Any]:
-        """The report as rows.json keeps it."""
-        return asdict(self)
-
 
 def audit(train: Sequence[Example], validation: Sequence[Example], heldout: Sequence[Example], *, user_data: bool) -> ContaminationReport:
     """Compare held-out rows with training and validation rows, and validation rows with training rows.
@@ -53,17 +48,18 @@ def audit(train: Sequence[Example], validation: Sequence[Example], heldout: Sequ
     words of the raw text.
     """
     leaks = find_leaks(train, validation, heldout, user_data=user_data)
-    exact, masked, ngram = (sum(leak.kind == kind for leak in leaks) for kind in KINDS)
-    return ContaminationReport(exact, masked, ngram, tuple(leaks[:MAX_EXAMPLES]))
+    counts = Counter(leak.kind for leak in leaks)
+    return ContaminationReport(counts["exact"], counts["masked"], counts["ngram"], tuple(leaks[:MAX_EXAMPLES]))
 
 
 def find_leaks(train: Sequence[Example], validation: Sequence[Example], heldout: Sequence[Example], *, user_data: bool) -> list[Leak]:
     """Every leak that `audit` counts, exact ones first; a row may be in the list once per kind."""
     seen = [*train, *validation]
     new_wording = [row for row in heldout if user_data or row.tier in PHRASING_TIERS]
-    exact = _repeats("exact", validation, train, _prompt) + _repeats("exact", heldout, seen, _prompt)
-    masked = [] if user_data else _repeats("masked", new_wording, seen, masked_text)
-    return [*exact, *masked, *_repeats("ngram", new_wording, seen, _prompt if user_data else masked_text, _runs)]
+    leaks = _repeats("exact", validation, train, _prompt) + _repeats("exact", heldout, seen, _prompt)
+    if not user_data:
+        leaks += _repeats("masked", new_wording, seen, lambda row: [masked_text(row)])
+    return leaks + _repeats("ngram", new_wording, seen, lambda row: _runs(normalise(row.prompt) if user_data else masked_text(row)))
 
 
 def describe_leaks(report: ContaminationReport) -> str:
@@ -75,35 +71,26 @@ def describe_leaks(report: ContaminationReport) -> str:
 
 def masked_text(row: Example) -> str:
     """The prompt, normalised, with every slot value replaced by one symbol (longest values first, whole words only)."""
-    if not row.slots:
-        return normalise(row.prompt)
-    values = sorted(set(row.slots), key=lambda value: (-len(value), value))
-    pattern = "|".join(re.escape(value) for value in values)
-    return normalise(re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _MASK, row.prompt))
+    pattern = "|".join(re.escape(value) for value in sorted(row.slots, key=len, reverse=True))
+    return normalise(re.sub(rf"(?<!\w)(?:{pattern})(?!\w)", _MASK, row.prompt) if row.slots else row.prompt)
 
 
-def _repeats(
-    kind: str,
-    rows: Sequence[Example],
-    seen: Iterable[Example],
-    text_of: Callable[[Example], str],
-    parts_of: Callable[[str], list[str]] = lambda text: [text],
-) -> list[Leak]:
-    """One leak for each of `rows` that shares a part of its text with a row in `seen`; only the parts of `rows` are kept in memory."""
+def _repeats(kind: str, rows: Sequence[Example], seen: Iterable[Example], texts: Callable[[Example], list[str]]) -> list[Leak]:
+    """One leak for each of `rows` that shares one of its `texts` with a row in `seen`; only the texts of `rows` are kept in memory."""
     wanted: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        for part in parts_of(text_of(row)):
-            wanted.setdefault(part, []).append(place)
+        for text in texts(row):
+            wanted.setdefault(text, []).append(place)
     leaks: dict[int, Leak] = {}
     for earlier in seen:
-        for part in parts_of(text_of(earlier)):
-            for place in wanted.pop(part, ()):
-                leaks.setdefault(place, Leak(kind, rows[place].id, earlier.id, part))
+        for text in texts(earlier):
+            for place in wanted.pop(text, ()):
+                leaks.setdefault(place, Leak(kind, rows[place].id, earlier.id, text))
     return [leaks[place] for place in sorted(leaks)]
 
 
-def _prompt(row: Example) -> str:
-    return normalise(row.prompt)
+def _prompt(row: Example) -> list[str]:
+    return [normalise(row.prompt)]
 
 
 def _runs(text: str) -> list[str]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template, meta
+from jinja2 import Environment, StrictUndefined, meta
 
 from nomoat.config.load import parse_yaml
 from nomoat.data.desk_fields import FILTERS, Persona, plain, table_script
-from nomoat.data.desk_slots import Listing, Values
+from nomoat.data.desk_slots import PARTS, Listing, Values
 from nomoat.data.examples import Example, Splits
 from nomoat.errors import NomoatError
 
@@ -36,7 +37,7 @@ WITHOUT_SLOTS = "persona"
 SYSTEM = "Office desk."  # in every row, retention included; a template's default system prompt may be ten times as long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Phrasing:
     """One wording of a task; every row made from it has the group `group`."""
 
@@ -44,8 +45,8 @@ class Phrasing:
     kind: str
     group: str
     prompt: str
-    completion: str
-    fields: dict[str, str]  # for json_fields: key -> expression
+    completion: str = ""
+    fields: dict[str, str] = field(default_factory=dict)  # for json_fields: key -> expression
     score: dict[str, Any]
 
 
@@ -54,26 +55,17 @@ def load_phrasings(path: Path, more: Path | None = None) -> list[Phrasing]:
 
     A phrasing inherits what it does not state from its kind in the family's file; rules add up.
     """
-    content = _read(path)
-    of_kind = {kind: shared["phrasings"] for kind, shared in content["kinds"].items()} if more is None else _read(more)
+    content, added = _read(path), _read(more) if more else {}
     phrasings: list[Phrasing] = []
-    for kind, listed in of_kind.items():
+    for kind in added or content["kinds"]:
         shared = content["kinds"][kind]
-        for number, item in enumerate(listed, start=1):
-            own = item if isinstance(item, dict) else {"prompt": item}
-            merged = {**shared, **own}
+        for number, item in enumerate(added.get(kind, shared["phrasings"]), start=1):
+            own = {"prompt": item} if isinstance(item, str) else item
+            stated = {key: value for key, value in {**shared, **own}.items() if key in ("prompt", "completion", "fields")}
             rules = [*shared.get("rules", ()), *own.get("rules", ())]
-            phrasings.append(
-                Phrasing(
-                    family=path.stem,
-                    kind=kind,
-                    group=f"{path.stem}-{kind}-{'' if more is None else 'more-'}{number}",
-                    prompt=merged["prompt"],
-                    completion=merged.get("completion", ""),
-                    fields=merged.get("fields", {}),
-                    score={**content["score"], **({"rules": rules} if rules else {})},
-                )
-            )
+            score = {**content["score"], **({"rules": rules} if rules else {})}
+            group = f"{path.stem}-{kind}-{'more-' if more else ''}{number}"
+            phrasings.append(Phrasing(family=path.stem, kind=kind, group=group, score=score, **stated))
     return phrasings
 
 
@@ -87,13 +79,13 @@ def deal(phrasings: list[Phrasing], heldout: int, validation: int) -> dict[str, 
     Within a kind, shuffled phrasings get evenly spaced places with a random start; the lowest places overall are held out.
     """
     rng = random.Random(f"deal {phrasings[0].family}")
-    placed: list[tuple[float, str, Phrasing]] = []
+    places: dict[str, float] = {}
     for kind in dict.fromkeys(phrasing.kind for phrasing in phrasings):
-        members = [phrasing for phrasing in phrasings if phrasing.kind == kind]
+        members = [phrasing.group for phrasing in phrasings if phrasing.kind == kind]
         rng.shuffle(members)
         start = rng.random()
-        placed += [((place + start) / len(members), phrasing.group, phrasing) for place, phrasing in enumerate(members)]
-    order = [phrasing for _, _, phrasing in sorted(placed, key=lambda item: item[:2])]
+        places |= {group: (place + start) / len(members) for place, group in enumerate(members)}
+    order = sorted(phrasings, key=lambda phrasing: (places[phrasing.group], phrasing.group))
     train = sorted(order[heldout + validation :], key=phrasings.index)
     return {"heldout": order[:heldout], "validation": order[heldout : heldout + validation], "train": train}
 
@@ -101,63 +93,46 @@ def deal(phrasings: list[Phrasing], heldout: int, validation: int) -> dict[str, 
 def build_set(folder: Path) -> Splits:
     """All rows of the set in `folder`, made from its hand-written files only and the same on every machine."""
     writer = Writer(folder)
-    parts: dict[str, list[Example]] = {"train": [], "validation": [], "heldout": []}
+    rows: list[Example] = []
     for path in sorted((folder / "families").glob("*.yaml")):
-        build = _family_held_out if path.stem == HELDOUT_FAMILY else _family
-        for part, rows in build(writer, path).items():
-            parts[part] += rows
-    parts["heldout"] += retention_rows(folder / "retention.yaml")
-    return Splits(folder.name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["heldout"]))
+        if path.stem == HELDOUT_FAMILY:
+            rows += writer.rows(load_phrasings(path), f"{path.stem}-h-family", "family", PHRASING_ROWS)
+        else:
+            rows += _trained_family(writer, path)
+    rows += _retention_rows(folder / "retention.yaml")
+    train, validation = (tuple(row for row in rows if row.tier == tier) for tier in ("train", "validation"))
+    return Splits(folder.name, train, validation, tuple(row for row in rows if row.tier not in ("train", "validation")))
 
 
-def _family(writer: Writer, path: Path) -> dict[str, list[Example]]:
+def _trained_family(writer: Writer, path: Path) -> list[Example]:
     """Rows of a trained family; validation and held-out rows are known phrasings with unseen values, then unseen phrasings."""
-    name, phrasings = path.stem, load_phrasings(path)
+    name, phrasings, more = path.stem, load_phrasings(path), path.parent.parent / "more" / path.name
     if len(phrasings) != PHRASINGS:
         raise NomoatError(f"{path.name}: a trained family has {PHRASINGS} phrasings, this one has {len(phrasings)}")
     dealt = deal(phrasings, HELDOUT_PHRASINGS, VALIDATION_PHRASINGS)
-    known, with_slots = dealt["train"], name != WITHOUT_SLOTS
-    more = path.parent.parent / "more" / path.name
     added = load_phrasings(path, more) if more.is_file() else []
     of_known, of_added = TRAIN_ROWS.get(name, TRAIN_ROWS_ELSE)
-    counts = [of_known] * len(known) + [of_added] * len(added)
-    train = writer.rows([*known, *added], f"{name}-t", tier="train", part="train", counts=counts)
-    validation: list[Example] = []
-    heldout: list[Example] = []
-    if with_slots:
-        checked = random.Random(f"checked {name}").sample(known, VALIDATION_VALUES_ROWS)
-        validation = writer.rows(checked, f"{name}-v-values", tier="validation", part="validation", counts=[1] * len(checked))
-        asked = random.Random(f"known {name}").sample(known, VALUES_ROWS)
-        heldout = writer.rows(asked, f"{name}-h-values", tier="values", part="heldout", counts=[1] * len(asked))
-    counts = list(VALIDATION_PHRASING_ROWS if with_slots else VALIDATION_ONLY_PHRASING_ROWS)
-    validation += writer.rows(dealt["validation"], f"{name}-v-phrasing", tier="validation", part="validation", counts=counts)
-    counts = [PHRASING_ROWS] * HELDOUT_PHRASINGS
-    heldout += writer.rows(dealt["heldout"], f"{name}-h-phrasing", tier="phrasing", part="heldout", counts=counts)
-    return {"train": train, "validation": validation, "heldout": heldout}
+    counts = [of_known] * len(dealt["train"]) + [of_added] * len(added)
+    rows = writer.rows([*dealt["train"], *added], f"{name}-t", "train", counts)
+    if name != WITHOUT_SLOTS:
+        checked = random.Random(f"checked {name}").sample(dealt["train"], VALIDATION_VALUES_ROWS)
+        rows += writer.rows(checked, f"{name}-v-values", "validation", 1)
+        asked = random.Random(f"known {name}").sample(dealt["train"], VALUES_ROWS)
+        rows += writer.rows(asked, f"{name}-h-values", "values", 1)
+    counts = list(VALIDATION_ONLY_PHRASING_ROWS if name == WITHOUT_SLOTS else VALIDATION_PHRASING_ROWS)
+    rows += writer.rows(dealt["validation"], f"{name}-v-phrasing", "validation", counts)
+    return rows + writer.rows(dealt["heldout"], f"{name}-h-phrasing", "phrasing", PHRASING_ROWS)
 
 
-def _family_held_out(writer: Writer, path: Path) -> dict[str, list[Example]]:
-    phrasings = load_phrasings(path)
-    counts = [PHRASING_ROWS] * len(phrasings)
-    return {"heldout": writer.rows(phrasings, f"{path.stem}-h-family", tier="family", part="heldout", counts=counts)}
-
-
-def retention_rows(path: Path) -> list[Example]:
+def _retention_rows(path: Path) -> list[Example]:
     """General questions, each its own group: what the base could do before training."""
-    questions = [[str(text) for text in question] for question in _read(path)]
-    return [
-        Example(
-            id=f"retention-{number:02d}",
-            prompt=prompt,
-            completion=answers[0],
-            system=SYSTEM,
-            family="retention",
-            tier="retention",
-            group=f"retention-{number}",
-            score={"by": "contains", "all": [answers]},
-        )
-        for number, (prompt, *answers) in enumerate(questions, start=1)
-    ]
+    rows: list[Example] = []
+    for number, question in enumerate(_read(path), start=1):
+        prompt, *answers = (str(text) for text in question)
+        score = {"by": "contains", "all": [answers]}
+        name, group = f"retention-{number:02d}", f"retention-{number}"
+        rows.append(Example(name, prompt, answers[0], SYSTEM, family="retention", tier="retention", group=group, score=score))
+    return rows
 
 
 class Writer:
@@ -168,32 +143,34 @@ class Writer:
         self._facts = Persona(folder / "facts.yaml")
         self._prompts: set[str] = set()
         self._printed: list[str] = []  # what the template being rendered has filled in
-        self._templates: dict[str, Template] = {}
         self._jinja = Environment(undefined=StrictUndefined, finalize=self._note, autoescape=False, keep_trailing_newline=True)
         self._jinja.filters.update(FILTERS)
+        self._template = cache(self._jinja.from_string)
 
-    def rows(self, phrasings: list[Phrasing], name: str, *, tier: str, part: str, counts: list[int]) -> list[Example]:
-        """Rows of `tier` with the values of `part`: of each phrasing so many as `counts` says; their ids start with `name`."""
+    def rows(self, phrasings: list[Phrasing], name: str, tier: str, counts: int | list[int]) -> list[Example]:
+        """Rows of `tier`, of each phrasing as many as `counts` says (one number: of all alike); their ids start with `name`."""
+        counts = [counts] * len(phrasings) if isinstance(counts, int) else counts
         rows: list[Example] = []
         for phrasing, count in zip(phrasings, counts, strict=True):
             rng = random.Random(f"{name} {phrasing.group}")
             for _ in range(count):
-                rows.append(self._row(phrasing, f"{name}-{len(rows) + 1:03d}", tier, part, rng))
+                rows.append(self._row(phrasing, f"{name}-{len(rows) + 1:03d}", tier, rng))
         return rows
 
-    def _row(self, phrasing: Phrasing, name: str, tier: str, part: str, rng: random.Random) -> Example:
+    def _row(self, phrasing: Phrasing, name: str, tier: str, rng: random.Random) -> Example:
         for _ in range(200):
-            slots = self._draw(phrasing, part, rng)
+            slots = self._draw(phrasing, tier if tier in PARTS else "heldout", rng)
             prompt, printed = self._render(phrasing.prompt, slots)
             if prompt not in self._prompts:
                 break
         else:
             raise NomoatError(f"{phrasing.group}: 200 draws gave no new prompt; it has too few slots")
         self._prompts.add(prompt)
-        completion = self._completion(phrasing, slots)
-        score = self._score(phrasing, slots, completion, rng)
-        if "rules" in score:
-            score["rules"] = self._rules(score["rules"], slots, printed)
+        if phrasing.fields:
+            fields = {key: plain(self._jinja.compile_expression(source)(**slots)) for key, source in phrasing.fields.items()}
+            completion = json.dumps(fields, ensure_ascii=False)
+        else:
+            completion, _ = self._render(phrasing.completion, slots)
         return Example(
             id=name,
             prompt=prompt,
@@ -202,7 +179,7 @@ class Writer:
             family=phrasing.family,
             tier=tier,
             group=phrasing.group,
-            score=score,
+            score=self._score(phrasing, slots, completion, printed, rng),
             slots=() if "fact" in slots else tuple(dict.fromkeys(printed)),  # facts are wordings, not values: they are not masked
         )
 
@@ -210,36 +187,28 @@ class Writer:
         """Different values for all slots that the phrasing's prompt names."""
         slots: dict[str, Any] = {}
         for slot in sorted(meta.find_undeclared_variables(self._jinja.parse(phrasing.prompt))):
-            taken = [*slots.values()]
-            is_fact = slot.startswith("fact")
-            slots[slot] = self._facts.draw(part, rng, taken) if is_fact else self._values.draw(slot, part, rng, taken)
+            draw = self._facts.draw if slot.startswith("fact") else self._values.draw
+            slots[slot] = draw(slot, part, rng, list(slots.values()))
         listings = [value for value in slots.values() if isinstance(value, Listing)]  # `guests` is `list` in the completion of its kind
         return {**slots, **({"list": listings[0]} if listings else {})}
 
     def _render(self, template: str, slots: dict[str, Any]) -> tuple[str, list[str]]:
         """The filled template, and every text that was filled in."""
-        if template not in self._templates:
-            self._templates[template] = self._jinja.from_string(template)
         self._printed = []
-        text = self._templates[template].render(slots)
-        return text, self._printed
+        return self._template(template).render(slots), self._printed
 
     def _note(self, value: Any) -> Any:
         self._printed.append(str(value))
         return value
 
-    def _completion(self, phrasing: Phrasing, slots: dict[str, Any]) -> str:
-        if not phrasing.fields:
-            return self._render(phrasing.completion, slots)[0]
-        fields = {key: plain(self._jinja.compile_expression(source)(**slots)) for key, source in phrasing.fields.items()}
-        return json.dumps(fields, ensure_ascii=False)
-
-    def _score(self, phrasing: Phrasing, slots: dict[str, Any], completion: str, rng: random.Random) -> dict[str, Any]:
+    def _score(self, phrasing: Phrasing, slots: dict[str, Any], completion: str, given: list[str], rng: random.Random) -> dict[str, Any]:
         score = dict(phrasing.score)
         if score["by"] == "sql_rows":
             score["script"] = table_script(slots["table"], completion, rng)
         if "fact" in slots:
             score["all"] = [list(slots[slot].accept) for slot in ("fact", "fact2") if slot in slots]
+        if "rules" in score:
+            score["rules"] = self._rules(score["rules"], slots, given)
         return score
 
     def _rules(self, rules: list[dict[str, Any]], slots: dict[str, Any], given: list[str]) -> list[dict[str, Any]]:

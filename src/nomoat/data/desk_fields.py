@@ -7,7 +7,8 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from nomoat.config.load import parse_yaml
 from nomoat.data.desk_slots import Table, part_of
 from nomoat.errors import NomoatError
 
-UNSEEN = {"heldout": 3, "validation": 1}  # of the 14 wordings of a fact; the other 10 are for training
+WORDINGS = {"heldout": slice(0, 3), "validation": slice(3, 4), "train": slice(4, None)}  # of a fact's 14 wordings, shuffled
 DATA_ROWS = 6  # per invented table
-AGGREGATES = ("COUNT(*)", "SUM", "MAX", "MIN", "AVG")
+AGGREGATES = ("COUNT(*)", "SUM({})", "MAX({})", "MIN({})", "AVG({})")
 
 
 # filters: how values are written in prompts and completions
@@ -85,10 +86,10 @@ class PersonaFact:
     """One fact in one wording: as a question and as a clause ('what your name is'), its answer, and all accepted answers."""
 
     name: str
-    answer: str = field(compare=False)
-    accept: tuple[str, ...] = field(compare=False)
-    question: str = field(compare=False)
-    clause: str = field(compare=False)
+    answer: str
+    accept: list[str]
+    question: str
+    clause: str
 
 
 class Persona:
@@ -97,13 +98,13 @@ class Persona:
     def __init__(self, path: Path) -> None:
         self._facts: dict[str, dict[str, Any]] = parse_yaml(path.read_text(encoding="utf-8"), str(path))
 
-    def draw(self, part: str, rng: random.Random, taken: list[Any]) -> PersonaFact:
-        """A fact in a wording of `part`; if a fact is `taken`, one whose pair with it belongs to `part`."""
+    def draw(self, slot: str, part: str, rng: random.Random, taken: list[PersonaFact]) -> PersonaFact:
+        """A fact in a wording of `part` for `slot` (fact, fact2); if a fact is `taken`, one whose pair with it belongs to `part`."""
         partners = {name: [other for other in self._facts if _pair_part(name, other) == part] for name in self._facts}
         name = rng.choice(partners[taken[0].name] if taken else [name for name in partners if partners[name]])
         fact = self._facts[name]
         question, clause = (rng.choice(_wordings(fact[form], part, name)) for form in ("questions", "clauses"))
-        return PersonaFact(name, fact["answer"], tuple(fact["accept"]), question, clause)
+        return PersonaFact(name, fact["answer"], fact["accept"], question, clause)
 
 
 def _pair_part(one: str, other: str) -> str | None:
@@ -115,8 +116,7 @@ def _wordings(wordings: list[str], part: str, name: str) -> list[str]:
     # One seed for questions and clauses: the two lists are parallel, so both forms of a wording belong to the same part.
     order = list(wordings)
     random.Random(f"wordings {name}").shuffle(order)
-    heldout, validation = UNSEEN["heldout"], UNSEEN["validation"]
-    return {"heldout": order[:heldout], "validation": order[heldout : heldout + validation], "train": order[heldout + validation :]}[part]
+    return order[WORDINGS[part]]
 
 
 # SQL: data for an invented table, chosen so that a wrong query gives a wrong result
@@ -138,34 +138,28 @@ def near_misses(table: Table, query: str) -> list[str]:
     misses += [query.replace(old, new) for old, new in ((" = ", " != "), (" > ", " < "), (" > ", " >= "), (" < ", " > "), (" < ", " <= "))]
     misses.append(query.replace(" DESC", "") if " DESC" in query else query.replace(" LIMIT", " DESC LIMIT"))
     selected = query.split(" FROM ")[0].removeprefix("SELECT ")
-    instead = [table.text, table.other, table.number, "*"] + [f"{name}({table.number})" if "*" not in name else name for name in AGGREGATES]
+    instead = [table.text, table.other, table.number, "*", *(aggregate.format(table.number) for aggregate in AGGREGATES)]
     misses += [query.replace(f"SELECT {selected} ", f"SELECT {other} ", 1) for other in instead]
     return sorted({miss for miss in misses if miss != query})
 
 
 def _script(table: Table, rng: random.Random) -> str:
     """Six data rows: two or three with the value asked for, one with the limit itself, no number twice."""
-    texts = [table.value] * rng.choice((2, 3))
-    texts += [rng.choice(table.others) for _ in range(DATA_ROWS - len(texts))]
+    asked = [table.value] * rng.choice((2, 3))
+    asked += [rng.choice(table.others) for _ in range(DATA_ROWS - len(asked))]
     numbers = [table.limit, *rng.sample([number for number in range(3, 99) if number != table.limit], DATA_ROWS - 1)]
-    rng.shuffle(texts)
+    rng.shuffle(asked)
     rng.shuffle(numbers)
-    cells = {table.text: texts, table.other: list(table.labels), table.number: numbers}
-    rows = zip(*(cells[name] for name, _ in table.columns), strict=True)
-    values = ", ".join("(" + ", ".join(_literal(cell) for cell in row) + ")" for row in rows)
-    return f"CREATE TABLE {table.name} ({table.typed}); INSERT INTO {table.name} VALUES {values};"
-
-
-def _literal(cell: str | int) -> str:
-    return str(cell) if isinstance(cell, int) else "'" + cell.replace("'", "''") + "'"
+    texts = {table.text: asked, table.other: table.labels}
+    literals = {name: ["'" + text.replace("'", "''") + "'" for text in column] for name, column in texts.items()}
+    literals[table.number] = [str(number) for number in numbers]
+    rows = ", ".join(f"({', '.join(row)})" for row in zip(*(literals[name] for name in table.columns), strict=True))
+    return f"CREATE TABLE {table.name} ({table.typed}); INSERT INTO {table.name} VALUES {rows};"
 
 
 def _distinguishes(script: str, query: str, misses: list[str]) -> bool:
-    database = sqlite3.connect(":memory:")
-    try:
+    with closing(sqlite3.connect(":memory:")) as database:
         database.executescript(script)
         wanted = database.execute(query).fetchall()
         results = (sorted(database.execute(miss).fetchall(), key=repr) for miss in misses)
         return bool(wanted) and wanted != [(None,)] and all(result != sorted(wanted, key=repr) for result in results)
-    finally:
-        database.close()

@@ -13,7 +13,6 @@ import re
 import string
 from dataclasses import dataclass
 from datetime import date, time, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ PATTERNS = {  # A: an upper-case letter, a: a lower-case letter, #: a digit
     "room": ("A##", "A#.##", "###", "A-###", "#A"),
     "phone": ("555-####", "0## 555 ####", "+## 555 ### ###"),
 }
-LISTINGS = {  # slots that draw a list, and the pool of its values
+# Slots that draw a list, and the pool of its values.
+LISTINGS = {
     "guests": "first_names",
     "stops": "cities",
     "things": "items",
@@ -74,24 +74,24 @@ class Table:
     """An invented table with two text columns and a number column, and the values that a question about it may name."""
 
     name: str
-    columns: tuple[tuple[str, str], ...]
+    columns: list[str]  # the three that follow, in any order
     text: str
-    value: str
-    others: tuple[str, ...]  # more values of the `text` column
     other: str
-    labels: tuple[str, ...]  # values of the `other` column, one per data row
     number: str
+    value: str  # of the `text` column, as are `others`
+    others: list[str]
+    labels: list[str]  # values of the `other` column, one per data row
     limit: int
-
-    @property
-    def typed(self) -> str:
-        """The columns as a CREATE TABLE statement lists them."""
-        return ", ".join(f"{name} {kind}" for name, kind in self.columns)
 
     @property
     def named(self) -> str:
         """The names of the columns."""
-        return ", ".join(name for name, _ in self.columns)
+        return ", ".join(self.columns)
+
+    @property
+    def typed(self) -> str:
+        """The columns as a CREATE TABLE statement lists them."""
+        return ", ".join(f"{name} {'INTEGER' if name == self.number else 'TEXT'}" for name in self.columns)
 
 
 def part_of(pool: str, value: object) -> str:
@@ -106,11 +106,16 @@ class Values:
     def __init__(self, folder: Path) -> None:
         self.lists = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.txt"))}
         coined = folder / "coined.yaml"
-        self._parts: dict[str, Any] = parse_yaml(coined.read_text(encoding="utf-8"), str(coined))
+        self._syllables: dict[str, Any] = parse_yaml(coined.read_text(encoding="utf-8"), str(coined))
         self._divided: dict[tuple[str, str], list[str]] = {}
         for name, values in self.lists.items():
             if len(set(values)) < len(values) or not all(value == value.strip() and value for value in values):
                 raise NomoatError(f"{folder / name}.txt: a value is empty, padded with spaces or given twice")
+            for part in PARTS:
+                pool = PART_OF_LIST.get(name, name)
+                self._divided[name, part] = [value for value in values if name in SHARED or part_of(pool, value) == part]
+        unseen = {value for (name, part), values in self._divided.items() if name not in SHARED and part != "train" for value in values}
+        self._unseen = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(unseen)) + r")(?!\w)")
 
     def draw(self, slot: str, part: str, rng: random.Random, taken: list[Any]) -> Any:
         """A value for `slot` (`person2` draws a person) that is not in `taken`; NomoatError if none is left."""
@@ -128,28 +133,22 @@ class Values:
             return self._listing(LISTINGS[pool], part, rng)
         if pool in PATTERNS:
             return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
-        return self._pick(_list_of(pool), part, rng)
+        # `weekdays` draws from weekdays.txt, `weekday` too
+        return self._pick("cities" if pool == "city" else pool if pool.endswith("s") else f"{pool}s", part, rng)
 
     def _pick(self, name: str, part: str, rng: random.Random) -> str:
         """A value of a list, or for training mostly a coined one of the same kind."""
-        if part == "train" and name in self._parts and rng.random() < COINED:
+        if part == "train" and name in self._syllables and rng.random() < COINED:
             return str(self._until(name, part, lambda: self._coin(name, rng)))
         return rng.choice(self.listed(name, part))
 
     def _coin(self, name: str, rng: random.Random) -> str:
         """A coined value that contains no listed value of another part as a word."""
-        while self._of_others.search(made := self._joined(name, rng)):
-            pass
+        made = None
+        while made is None or self._unseen.search(made):
+            chosen = [rng.choice(choices) for choices in self._syllables[name]["parts"]]
+            made = str(self._syllables[name]["join"]).join(filter(None, chosen))
         return made
-
-    def _joined(self, name: str, rng: random.Random) -> str:
-        parts = [rng.choice(choices) for choices in self._parts[name]["parts"]]
-        return str(self._parts[name]["join"]).join(part for part in parts if part)
-
-    @cached_property
-    def _of_others(self) -> re.Pattern[str]:
-        others = {value for name in self.lists if name not in SHARED for part in PARTS[1:] for value in self.listed(name, part)}
-        return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(others)) + r")(?!\w)")
 
     def _several(self, count: int, name: str, part: str, rng: random.Random) -> list[str]:
         if part != "train":
@@ -163,11 +162,6 @@ class Values:
         """The values of a list that belong to `part`; all of them if the list is shared."""
         if name not in self.lists:
             raise NomoatError(f"no list of values named {name!r} (known: {', '.join(self.lists)})")
-        if name in SHARED:
-            return self.lists[name]
-        if (name, part) not in self._divided:
-            pool = PART_OF_LIST.get(name, name)
-            self._divided[name, part] = [value for value in self.lists[name] if part_of(pool, value) == part]
         return self._divided[name, part]
 
     def _until(self, pool: str, part: str, make: Any) -> Any:
@@ -215,28 +209,16 @@ class Values:
 
     def _table(self, part: str, rng: random.Random) -> Table:
         pools = {"place_columns": "cities", "person_columns": "first_names", "thing_columns": "items"}
-        text, other = rng.sample(sorted(pools), 2)
-        names = [self.draw(pool, part, rng, []) for pool in ("tables", text, other, "number_columns")]
-        columns = [(names[1], "TEXT"), (names[2], "TEXT"), (names[3], "INTEGER")]
+        texts, others = rng.sample(sorted(pools), 2)
+        name, text, other, number = (self.draw(pool, part, rng, []) for pool in ("tables", texts, others, "number_columns"))
+        columns = [text, other, number]
         rng.shuffle(columns)
-        values = self._several(3, pools[text], part, rng)
-        labels = tuple(self._several(6, pools[other], part, rng))
+        value, *more = self._several(3, pools[texts], part, rng)
+        labels = self._several(6, pools[others], part, rng)
+        limit = rng.randrange(12, 90)
         return Table(
-            name=names[0],
-            columns=tuple(columns),
-            text=names[1],
-            value=values[0],
-            others=tuple(values[1:]),
-            other=names[2],
-            labels=labels,
-            number=names[3],
-            limit=rng.randrange(12, 90),
+            name=name, columns=columns, text=text, other=other, number=number, value=value, others=more, labels=labels, limit=limit
         )
-
-
-def _list_of(pool: str) -> str:
-    """The list from which a slot draws: `city` from cities.txt, `item` from items.txt, the name of a list from that list."""
-    return pool if pool.endswith("s") else "cities" if pool == "city" else f"{pool}s"
 
 
 def _from_pattern(pattern: str, rng: random.Random) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -26,7 +27,7 @@ from nomoat.scorers import check_spec
 HELDOUT_TIERS: tuple[str, ...] = get_args(Tier)
 TIERS_OF_FILE = {"train": ("train",), "validation": ("validation",), "heldout": HELDOUT_TIERS}
 USER_KEYS = ("prompt", "completion", "system", "family", "group", "score", "id")
-SHIPPED_KEYS = (*USER_KEYS, "tier", "slots")
+SHIPPED_KEYS = (*USER_KEYS, "tier", "slots")  # also of the held-out rows that a run keeps
 MAX_PROBLEMS = 20
 
 
@@ -102,18 +103,15 @@ def load_shipped_set(name_or_dir: str | Path, root: Path) -> Splits:
     if not (folder / "train.jsonl").is_file():
         known = sorted(path.parent.name for path in (root / "data").glob("*/train.jsonl"))
         raise NomoatError(f"data: no set named {str(name_or_dir)!r}{did_you_mean(str(name_or_dir), known)}")
-    train, validation, heldout = (_load_file(folder / f"{part}.jsonl", tiers) for part, tiers in TIERS_OF_FILE.items())
-    _refuse_repeated_ids(str(folder), [*train, *validation, *heldout])
-    return Splits(folder.name, tuple(train), tuple(validation), tuple(heldout))
+    files = {part: folder / f"{part}.jsonl" for part in TIERS_OF_FILE}
+    parts = {part: build_examples(str(file), read_records(file), tiers=TIERS_OF_FILE[part]) for part, file in files.items()}
+    _refuse_repeated_ids(str(folder), chain(*parts.values()))
+    return Splits(folder.name, **{part: tuple(rows) for part, rows in parts.items()})
 
 
 def load_heldout(path: Path) -> tuple[Example, ...]:
     """The held-out rows that a run keeps in its heldout.jsonl."""
-    return tuple(_load_file(path, HELDOUT_TIERS))
-
-
-def _load_file(path: Path, tiers: tuple[str, ...]) -> list[Example]:
-    return _build_examples(str(path), read_records(path), keys=SHIPPED_KEYS, tiers=tiers)
+    return tuple(build_examples(str(path), read_records(path), tiers=HELDOUT_TIERS))
 
 
 def load_user_examples(path: Path, data: Data | None = None) -> list[Example]:
@@ -123,32 +121,22 @@ def load_user_examples(path: Path, data: Data | None = None) -> list[Example]:
     and a completion needs no map. Raises NomoatError naming file, line (in a .parquet file: number of the record), the value seen and
     what is allowed, for at most 20 problems at once.
     """
-    records = iter(read_records(path))
-    first = next(records, None)
-    everything: Records = [] if first is None else chain([first], records)
-    ready = first is not None and isinstance(first[1], dict) and {"prompt", "completion"} <= first[1].keys()
-    mapped = everything if data is None or ready else map_columns(everything, data.columns, data.where)
-    return build_examples(str(path), mapped, score=data.score if data else None)
+    if data is None:
+        return build_examples(str(path), read_records(path))
+    records = list(read_records(path))
+    ready = bool(records) and isinstance(records[0][1], dict) and {"prompt", "completion"} <= records[0][1].keys()
+    return build_examples(str(path), records if ready else map_columns(records, data.columns, data.where), score=data.score)
 
 
-def build_examples(place: str, records: Records, *, score: dict[str, Any] | None = None) -> list[Example]:
+def build_examples(
+    place: str, records: Records, *, tiers: tuple[str, ...] | None = None, score: dict[str, Any] | None = None
+) -> list[Example]:
     """Rows from records of `place` with a row's keys; `score` is for those that state none. Raises as `load_user_examples` does.
 
-    A row is also refused if its own completion does not score 1.
+    With `tiers` they are a shipped set's, which state one of these. Without, they are a user's, all of tier "train", and a row is also
+    refused if its own completion does not score 1 (a shipped set's scores are checked by its test instead of at every start).
     """
-    return _build_examples(place, records, keys=USER_KEYS, tiers=("train",), score=score, check_scores=True)
-
-
-def _build_examples(
-    place: str,
-    records: Records,
-    *,
-    keys: tuple[str, ...],
-    tiers: tuple[str, ...],
-    score: dict[str, Any] | None = None,
-    check_scores: bool = False,
-) -> list[Example]:
-    """Check and build every row, or report all problems. A shipped set's scores are checked by its test instead of at every start."""
+    keys = SHIPPED_KEYS if tiers else USER_KEYS
     rows: list[Example] = []
     problems: list[str] = []
     for line, record in records:
@@ -156,8 +144,8 @@ def _build_examples(
             record = {**record, "score": score}
         mistakes = [str(record)] if isinstance(record, Problem) else _problems(record, keys, tiers)
         if not mistakes:
-            row = _example(record, line, tiers[0])
-            mistakes = [f"score: {problem}" for problem in check_spec(row.score, row.completion)] if check_scores else []
+            row = _example(record, line)
+            mistakes = [] if tiers else [f"score: {problem}" for problem in check_spec(row.score, row.completion)]
             rows.append(row)
         problems += [f"{place}:{line}: {problem}" for problem in mistakes]
         if len(problems) >= MAX_PROBLEMS:
@@ -171,7 +159,7 @@ def _build_examples(
     return rows
 
 
-def _example(record: dict[str, Any], line: int, tier: str) -> Example:
+def _example(record: dict[str, Any], line: int) -> Example:
     score = record.get("score") or "exact"
     return Example(
         id=record.get("id") or f"row-{line}",
@@ -179,14 +167,14 @@ def _example(record: dict[str, Any], line: int, tier: str) -> Example:
         completion=record["completion"],
         system=record.get("system"),
         family=record.get("family") or "rows",
-        tier=record.get("tier") or tier,
+        tier=record.get("tier", "train"),
         group=record.get("group") or hashlib.sha256(normalise(record["prompt"]).encode()).hexdigest()[:16],
         score={"by": score} if isinstance(score, str) else score,
         slots=tuple(record.get("slots") or ()),
     )
 
 
-def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...]) -> list[str]:
+def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...] | None) -> list[str]:
     """Everything wrong with one record, each with the value seen and what is allowed."""
     if not isinstance(record, dict):
         return [f"a row must be an object with {', '.join(keys)}; saw {quoted(record)}"]
@@ -194,7 +182,7 @@ def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...]) -> lis
     mistakes += [f"{key} is missing" for key in ("prompt", "completion") if record.get(key) is None]
     texts = [key for key in keys if key not in ("score", "slots") and record.get(key) is not None]
     mistakes += [f"{key} must be text that is not empty; saw {quoted(record[key])}" for key in texts if not _is_text(record[key])]
-    if "tier" in keys and record.get("tier") not in tiers:
+    if tiers and record.get("tier") not in tiers:
         mistakes.append(f"tier must be {' or '.join(tiers)} in this file; saw {quoted(record.get('tier'))}")
     score = record.get("score")
     if score is not None and not _is_text(score.get("by") if isinstance(score, dict) else score):
@@ -209,7 +197,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _refuse_repeated_ids(place: str, rows: list[Example]) -> None:
+def _refuse_repeated_ids(place: str, rows: Iterable[Example]) -> None:
     repeated = sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1)
     if repeated:
         raise NomoatError(f"{place}: the same id on more than one row: {', '.join(repeated[:MAX_PROBLEMS])}; ids must be unique")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from nomoat.data.examples import Example, Splits, build_examples, load_shipped_s
 from nomoat.data.readers import Problem, map_columns, read_hub_table
 from nomoat.data.split import choose_heldout, choose_training_examples, draw_examples, split_examples
 from nomoat.errors import NomoatError
+
+Tokenized = tuple[TokenizedExample, ...]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class RawData:
 class TokenizedData:
     """A run's data: tokenised rows for training, plain ones for scoring, few-shot examples, and `record` for rows.json."""
 
-    train: tuple[TokenizedExample, ...]
-    validation: tuple[TokenizedExample, ...]
+    train: Tokenized
+    validation: Tokenized
     validation_bytes: int  # UTF-8, of the completions
     heldout: tuple[Example, ...]
     examples: dict[str, tuple[Example, ...]]
@@ -90,13 +92,9 @@ def load_hub_set(data: Data) -> Splits:
     records = list(map_columns(enumerate(table, start=1), data.columns, data.where))
     whole = [(line, record) for line, record in records if isinstance(record, Problem) or {"prompt", "completion"} <= record.keys()]
     rows = build_examples(place, whole, score=data.score)
-    origin = {
-        "revision": data.revision,
-        "subset": data.subset,
-        "split": data.split or "train",
-        "license": licence,
-        "left_out": len(records) - len(whole),
-    }
+    left_out = len(records) - len(whole)
+    source = {"revision": data.revision, "subset": data.subset, "split": data.split or "train"}
+    origin = {**source, "license": licence, "left_out": left_out}
     return split_examples(rows, data.validation, data.heldout, name=place, origin=origin)
 
 
@@ -123,36 +121,26 @@ def tokenize_data(recipe: Recipe, loaded: RawData, conversation: ChatTemplate) -
     train, train_record = _tokenize_split(rows.train, conversation, limit, "training")
     validation, validation_record = _tokenize_split(rows.validation, conversation, limit, "validation")
     heldout = choose_heldout(rows.heldout, recipe.eval)
-    tiers = {tier: [row for row in heldout if row.tier == tier] for tier in dict.fromkeys(row.tier for row in heldout)}
-    if recipe.eval.primary not in tiers:
-        raise NomoatError(f"eval.primary: no held-out row has tier '{recipe.eval.primary}'; tiers here: {', '.join(sorted(tiers))}")
+    families: dict[str, Counter[str]] = defaultdict(Counter)  # by tier
+    for row in heldout:
+        families[row.tier][row.family] += 1
+    if recipe.eval.primary not in families:
+        raise NomoatError(f"eval.primary: no held-out row has tier '{recipe.eval.primary}'; tiers here: {', '.join(sorted(families))}")
     kept = {row.row_id for row in validation}
     decode = conversation.tokenizer.decode
     record = {
         "train": train_record,
         "validation": validation_record,
-        "heldout": {
-            "available": len(rows.heldout),
-            "scored": len(heldout),
-            "families": {tier: dict(Counter(row.family for row in members)) for tier, members in tiers.items()},
-        },
-        "leaks": loaded.leaks.record(),
+        "heldout": {"available": len(rows.heldout), "scored": len(heldout), "families": families},
+        "leaks": asdict(loaded.leaks),
         # One row as the model sees it, special tokens included, so that a reader notices a wrong mask or template.
         "decoded_sample": {"prompt": decode(list(train[0].prompt_ids)), "trained": decode(list(train[0].completion_ids))},
     }
-    return TokenizedData(
-        train=train,
-        validation=validation,
-        validation_bytes=sum(len(row.completion.encode()) for row in rows.validation if row.id in kept),
-        heldout=heldout,
-        examples=loaded.examples,
-        record=record,
-    )
+    validation_bytes = sum(len(row.completion.encode()) for row in rows.validation if row.id in kept)
+    return TokenizedData(train, validation, validation_bytes=validation_bytes, heldout=heldout, examples=loaded.examples, record=record)
 
 
-def _tokenize_split(
-    rows: Sequence[Example], conversation: ChatTemplate, limit: int, what: str
-) -> tuple[tuple[TokenizedExample, ...], dict[str, Any]]:
+def _tokenize_split(rows: Sequence[Example], conversation: ChatTemplate, limit: int, what: str) -> tuple[Tokenized, dict[str, Any]]:
     """The rows of at most `limit` tokens, and what rows.json says of the split."""
     tokenized = [conversation.render(row) for row in rows]
     kept = tuple(row for row in tokenized if row.length <= limit)

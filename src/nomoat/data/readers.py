@@ -14,18 +14,19 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nomoat.config.schema import Columns, Data, Tree
 from nomoat.errors import NomoatError, did_you_mean, first_line, quoted
+from nomoat.scorers.json import parse_json
 
 TABLES = ("json", "csv", "parquet", "arrow")  # hub formats whose readers execute nothing and unpickle nothing
 CARD = "README.md"
 ASKS, ANSWERS = ("user", "human", "prompter"), ("assistant", "gpt")
 SPEAKERS = {"system": "system", **dict.fromkeys(ASKS, "user"), **dict.fromkeys(ANSWERS, "assistant")}
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")  # of a chat turn, in the common formats
-NOT_AN_OBJECT = "a row must be an object; saw {}"
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
@@ -51,28 +52,17 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # a spreadsheet's byte-order mark is no text
     except UnicodeDecodeError as error:
         raise NomoatError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
 def _parse_json(text: str) -> Any:
-    """One JSON value; ValueError also for duplicate keys, NaN, and half of a surrogate pair, which no UTF-8 file can hold."""
-    value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    """One JSON value; ValueError as `parse_json` says and for half of a surrogate pair, which no UTF-8 file can hold."""
+    value = parse_json(text)
     if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         raise ValueError("a \\ud800 to \\udfff without its other half is no character")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError("the same key twice")
-    return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -80,7 +70,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
         if text.strip():
             try:
                 yield line, _parse_json(text)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 yield line, Problem(f"not a JSON value ({error}); saw {quoted(text)}")
 
 
@@ -107,7 +97,7 @@ def _csv_record(cells: dict[Any, Any]) -> dict[str, Any] | Problem:
     if str(record.get("score", "")).startswith("{"):
         try:
             record["score"] = _parse_json(record["score"])
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return Problem(f"score is not JSON ({error}); saw {quoted(record['score'])}")
     return record
 
@@ -134,39 +124,33 @@ def _without_nulls(value: Any) -> Any:
 def map_columns(records: Records, columns: Columns | None, where: Mapping[str, Any] | None = None) -> Records:
     """Records with a row's keys in place of the table's columns, or a Problem for a record that does not fit.
 
-    A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps only records with these values.
+    A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps only records with these values. What
+    is not an object stays as it is, to be refused with its line when rows are built.
     """
     if columns is None and not where:
         return records
-    records = _with_all_columns(records)
+    # The readers of .csv and .parquet leave empty cells out: every record gets the columns of all of them.
+    records = list(records)
+    empty: dict[str, Any] = dict.fromkeys(key for _, record in records if isinstance(record, dict) for key in record)
+    records = [(line, {**empty, **record} if isinstance(record, dict) else record) for line, record in records]
     if where:
         records = _matching(records, where)
     if columns is None:
         return records
     if columns.tree is not None:
         return _first_exchanges_of_trees(records, columns.tree)
-    return ((line, record if isinstance(record, Problem) else _map_record(record, columns)) for line, record in records)
-
-
-def _with_all_columns(records: Records) -> Records:
-    """Every record with the columns of all of them: the readers of .csv and .parquet leave empty cells out."""
-    known = list(records)
-    empty: dict[str, Any] = dict.fromkeys(key for _, record in known if isinstance(record, dict) for key in record)
-    return [(line, {**empty, **record} if isinstance(record, dict) else record) for line, record in known]
+    return ((line, _map_record(record, columns) if isinstance(record, dict) else record) for line, record in records)
 
 
 def _matching(records: Records, where: Mapping[str, Any]) -> Records:
     for line, record in records:
-        absent = next((name for name in where if isinstance(record, dict) and name not in record), None)
-        if absent is not None:
-            yield line, Problem(f"data.where: no column {absent!r}{did_you_mean(absent, record)}")
-        elif not isinstance(record, dict) or all(record[name] == value for name, value in where.items()):
+        if isinstance(record, dict) and (absent := [name for name in where if name not in record]):
+            yield line, Problem(f"data.where: no column {absent[0]!r}{did_you_mean(absent[0], record)}")
+        elif not isinstance(record, dict) or where.items() <= record.items():
             yield line, record
 
 
-def _map_record(record: Any, columns: Columns) -> dict[str, Any] | Problem:
-    if not isinstance(record, dict):
-        return Problem(NOT_AN_OBJECT.format(quoted(record)))
+def _map_record(record: dict[str, Any], columns: Columns) -> dict[str, Any] | Problem:
     texts = columns.model_dump(exclude_none=True)
     messages = texts.pop("messages", None)
     try:
@@ -228,20 +212,16 @@ def _first_exchanges_of_trees(records: Records, tree: Tree) -> Iterator[tuple[in
     questions: dict[Any, tuple[int, str]] = {}
     answers: dict[Any, tuple[float, str]] = {}
     for line, record in records:
-        if not isinstance(record, dict):
-            yield line, record if isinstance(record, Problem) else Problem(NOT_AN_OBJECT.format(quoted(record)))
-            continue
-        absent = next((name for name in (tree.id, tree.text, tree.role) if name not in record), None)
-        if absent is not None:  # parent and rank may be missing, as empty cells are
-            yield line, Problem(f"data.columns.tree: no column {absent!r}{did_you_mean(absent, record)}")
+        absent = [name for name in (tree.id, tree.text, tree.role) if isinstance(record, dict) and name not in record]
+        if absent or not isinstance(record, dict):  # parent and rank may be missing, as empty cells are
+            yield line, Problem(f"data.columns.tree: no column {absent[0]!r}{did_you_mean(absent[0], record)}") if absent else record
             continue
         parent, role, text = record.get(tree.parent), record[tree.role], record[tree.text]
         if parent is None and role in ASKS:
             questions[record[tree.id]] = (line, text)
         elif parent is not None and role in ANSWERS:
             rank = float("inf") if record.get(tree.rank) is None else record[tree.rank]
-            if parent not in answers or rank < answers[parent][0]:
-                answers[parent] = (rank, text)
+            answers[parent] = min(answers.get(parent, (rank, text)), (rank, text), key=itemgetter(0))  # the first one of equal rank
     for name, (line, text) in questions.items():
         if name in answers:
             row = {"id": str(name), "prompt": text, "completion": answers[name][1]}
@@ -281,11 +261,8 @@ def _card_license(data: Data) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        if data.hub:
-            card = Path(hf_hub_download(data.hub, CARD, repo_type="dataset", revision=data.revision))
-        else:
-            card = Path(str(data.path)) / CARD
-        stated = DatasetCard.load(card).data.license if card.is_file() else None
+        card = hf_hub_download(data.hub, CARD, repo_type="dataset", revision=data.revision) if data.hub else f"{data.path}/{CARD}"
+        stated = DatasetCard.load(card).data.license if Path(card).is_file() else None
     except (EntryNotFoundError, ValueError):
         return None
     return ", ".join(stated) if isinstance(stated, list) else stated

@@ -28,11 +28,9 @@ def split_examples(rows: Iterable[Example], validation: float = 0.1, heldout: fl
     order = sorted(place, key=lambda group: (place[group], group))
     held = _groups_below(order, place, heldout, keep=1 + bool(validation)) if heldout else set()
     checked = _groups_below([group for group in order if group not in held], place, heldout + validation, keep=1) if validation else set()
-    parts: dict[str, list[Example]] = {"train": [], "validation": [], "phrasing": []}
-    for row in rows:
-        tier = "phrasing" if row.group in held else "validation" if row.group in checked else "train"
-        parts[tier].append(replace(row, tier=tier))
-    return Splits(name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["phrasing"]), **more)
+    tier_of = {group: "phrasing" if group in held else "validation" if group in checked else "train" for group in order}
+    rows = [replace(row, tier=tier_of[row.group]) for row in rows]
+    return Splits(name, *(tuple(row for row in rows if row.tier == tier) for tier in ("train", "validation", "phrasing")), **more)
 
 
 def _groups_below(order: list[str], place: dict[str, float], share: float, *, keep: int) -> set[str]:
@@ -91,7 +89,7 @@ def draw_examples(train: Sequence[Example]) -> dict[str, tuple[Example, ...]]:
     """Four training rows per family for the few-shot arm, of different phrasings as far as there are as many."""
     drawn: dict[str, tuple[Example, ...]] = {}
     for family, members in _by_family(train).items():
-        rows = sorted(members, key=lambda row: _hash(row.id))
+        rows = _first_by_hash(members, 1, "")
         first_of_group = {row.group: row for row in reversed(rows)}
         rows.sort(key=lambda row: first_of_group[row.group] is not row)  # stable: the first row of each phrasing, then the rest
         drawn[family] = tuple(rows[:FEW_SHOT_ROWS])

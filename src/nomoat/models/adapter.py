@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError, did_you_mean
@@ -40,7 +40,7 @@ class AdapterSize:
 
 
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
-    """`model` with a fresh adapter in float32, its initial weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
+    """`model` with a fresh adapter in float32, its weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
 
     `kernels="plain"` builds peft's own LoRA layers everywhere. Raises NomoatError where a target names no linear module.
     """
@@ -120,9 +120,9 @@ def adapter_size(model: Any) -> AdapterSize:
     if not has_adapter(model):
         total = sum(parameter.numel() for parameter in model.parameters())
         return AdapterSize(total, total, sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules()))
-    trained, total = model.get_nb_trainable_parameters()
-    modules = {name.rpartition(".lora_A")[0] for name in adapter_tensors(model) if ".lora_A" in name}
-    return AdapterSize(trained, total - trained, len(modules))
+    tensors = adapter_tensors(model)
+    trained, total = sum(tensor.numel() for tensor in tensors.values()), model.get_nb_trainable_parameters()[1]
+    return AdapterSize(trained, total - trained, sum(".lora_A." in name for name in tensors))
 
 
 # save
@@ -197,13 +197,14 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
     `kernels` as in `attach_adapter`. Raises NomoatError where the folder has no weights in safetensors.
     """
     from peft import LoraConfig, PeftModel
+    from safetensors.torch import load_model
 
     from nomoat.kernels.linear import with_fused_lora
 
     if not weights_of(folder).is_file():
         raise NomoatError(f"{folder} has no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
     if weights_of(folder).name == MODEL_WEIGHTS:
-        _copy_weights(model, folder)
+        load_model(model, folder / MODEL_WEIGHTS)
         return model.eval()
     config = with_fused_lora(LoraConfig.from_pretrained(folder), model, kernels)
     return PeftModel.from_pretrained(model, folder, is_trainable=False, config=config).eval()
@@ -212,23 +213,12 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 def restore_adapter(model: Any, folder: Path) -> None:
     """Put the weights saved in `folder` into what `model` trains."""
     from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, load_model
 
     if has_adapter(model):
         set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     else:
-        _copy_weights(model, folder)
-
-
-def _copy_weights(model: Any, folder: Path) -> None:
-    """Tensor by tensor, so that no second model is in memory; the model keeps its precision."""
-    import torch
-    from safetensors import safe_open
-
-    tensors = model.state_dict()
-    with torch.no_grad(), safe_open(folder / MODEL_WEIGHTS, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - a handle, not a dict
-            tensors[name].copy_(file.get_tensor(name))
+        load_model(model, folder / MODEL_WEIGHTS)
 
 
 def check_tensor_shapes(model: Any, folder: Path) -> int:
@@ -242,8 +232,8 @@ def check_tensor_shapes(model: Any, folder: Path) -> int:
     missing = sorted(set(expected) - set(saved))
     if unexpected or missing:
         raise NomoatError(
-            f"the adapter in {folder.name}/ does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no counterpart of "
-            f"their shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
+            f"the adapter does not belong to this base: {len(unexpected)} of its {len(saved)} tensors have no counterpart of their "
+            f"shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
         )
     return len(saved)
 
@@ -273,8 +263,13 @@ def _training_settings(folder: Path) -> dict[str, Any]:
     if weights_of(folder).name == MODEL_WEIGHTS:
         return {"method": FULL}
     config = read_json(folder / CONFIG)
-    method = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    return {"method": method, "rank": config.get("r"), "alpha": config.get("lora_alpha"), "base": config.get("base_model_name_or_path")}
+    base = config.get("base_model_name_or_path")
+    return {"method": method_of(config), "rank": config.get("r"), "alpha": config.get("lora_alpha"), "base": base}
+
+
+def method_of(config: dict[str, Any]) -> Literal["lora", "rslora", "dora"]:
+    """`lora.method` of an adapter, from peft's config."""
+    return "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
 
 
 def init_from_adapter(model: Any, folder: Path) -> None:

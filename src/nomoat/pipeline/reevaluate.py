@@ -27,10 +27,10 @@ from nomoat.evaluation.arms import Arm, score_arm
 from nomoat.evaluation.lm_eval import load_tasks
 from nomoat.evaluation.models import load_run_models
 from nomoat.io import read_jsonl, sha256_file, write_json, write_jsonl
-from nomoat.models.adapter import check_tensor_shapes, load_adapter, weights_of
+from nomoat.models.adapter import adapter_facts, adapter_size, check_tensor_shapes, load_adapter, weights_of
 from nomoat.models.base import load_model, load_tokenizer, open_base
 from nomoat.models.device import Device
-from nomoat.models.external_adapter import copy_adapter, external_adapter_facts, fetch_adapter, lora_settings
+from nomoat.models.external_adapter import copy_adapter, fetch_adapter, lora_settings
 from nomoat.pipeline.finetune import FineTuneRun, begin_files
 from nomoat.pipeline.run_spec import RunSpec
 from nomoat.reports.build import checked_report, read_data_facts, read_gate
@@ -174,6 +174,7 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
         "heldout": run.rows.heldout_sha256,
         "base": run.base.files.name,
         "source": spec.source.name,
+        **run.plain_kernels,
     }
     name = f"{spec.source.name}@{spec.title}"
     with open_run(runs_dir, name, identity=identity, environment=provenance.record()) as directory:
@@ -223,6 +224,6 @@ def _known_checks(spec: ReevalSpec, target: Path, ledger: Ledger) -> Gate:
         except (RuntimeError, ValueError) as error:
             raise NomoatError(f"the adapter does not fit this base: {first_line(error)}") from error
         total = check_tensor_shapes(adapted, target / "adapter")
-        facts = external_adapter_facts(target / "adapter", adapted, run.recipe.lora, run.base.files)
+        facts = adapter_facts(adapter_size(adapted), run.recipe.lora, target / "adapter", run.base.files)
         write_json(target / "adapter.json", facts.model_dump(mode="json", exclude={"gate"}))
     return Gate.of([Check(name="every tensor found its place", passed=True, total=total)])

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from nomoat.config.schema import Recipe
 from nomoat.errors import NomoatError

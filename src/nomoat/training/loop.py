@@ -164,6 +164,8 @@ class StepStats:
 class PackedTrainer(Trainer):
     """A Trainer whose batch is a whole optimiser step, a list of forward passes."""
 
+    control: Any
+
     def __init__(
         self,
         *,
@@ -265,7 +267,7 @@ class MetricsCallback(TrainerCallback):
         """Drop the lines after `step`, the one of the checkpoint, and continue the sums of its line."""
         kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
         write_jsonl(self.path, kept)
-        last = next((line for line in reversed(kept) if "loss" in line), {})
+        last: dict[str, float] = next((line for line in reversed(kept) if "loss" in line), {})
         self.totals.update({name: last[name] for name in self.totals if name in last})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
