@@ -1,13 +1,13 @@
 """Judge the leaked memo claim by claim, from published reports alone.
 
-    python eval/memo.py                     what the reports that are there say
-    python eval/memo.py --missing           make the missing runs first (hours; stop it with Ctrl-C, the same command goes on)
+    python eval/memo.py                     judge the reports that exist
+    python eval/memo.py --missing           make the missing runs first (hours; stop it with Ctrl-C, the same command resumes)
     python eval/memo.py --missing --roles lora,rank1       only those, so that several machines or cores can share the work
     make memo                               the same through make; MISSING=1 for --missing, or MISSING=lora,rank1
 
-Prints a line a claim (held, failed, cannot tell, out of reach) with its numbers, and writes memo.json and memo.html. The rules and
-thresholds are in recipes/memo/claims.yaml and were fixed before the runs; a report made under other ones is refused.
-Exit codes: 0 done, 1 a run failed, 2 a report that does not hold or cannot be judged.
+Prints each claim with its verdict (supported, refuted, inconclusive, not testable) and its numbers, and writes memo.json and memo.html.
+The rules and thresholds are in recipes/memo/claims.yaml and were fixed before the runs; a report made under other ones is refused.
+Exit codes: 0 done, 1 a run failed, 2 a report whose numbers do not follow from its rows, or that cannot be judged.
 """
 
 from __future__ import annotations
@@ -15,45 +15,43 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.cli import run_script
+from rich.console import Console
+
+from nomoat.cli import ROOT, run_script, script_parser
+from nomoat.io import write_atomically, write_json
 from nomoat.memo.runs import MADE_ROLES, make_missing_run, missing_runs
-from nomoat.memo.verdict import gather, verdict
+from nomoat.memo.verdict import gather, judge_memo
+from nomoat.memo.views import load_literature, print_verdict, render_memo
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def main() -> None:
+    """Make what is missing, judge, write, print."""
+    options = read_options()
+    console = Console()
+    if options.missing:
+        for planned in list(missing_runs(options.root, options.roles or MADE_ROLES)):
+            make_missing_run(planned, options.root, options.runs_dir, options.overrides, console)
+    verdict = judge_memo(gather(options.root), options.root)
+    out = options.out or options.root / "recipes" / "memo" / "memo.json"
+    page = out.with_suffix(".html")
+    write_json(out, verdict.model_dump(mode="json"))
+    write_atomically(page, render_memo(verdict, load_literature(options.root)))
+    print_verdict(verdict, console)
+    console.print(f"written: {out}, and as a page: {page}", highlight=False, soft_wrap=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = script_parser(__doc__)
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="changes to the missing runs, such as base.accept_license=gemma"
     )
     parser.add_argument("--missing", action="store_true", help="make the runs whose reports are missing first")
-    parser.add_argument("--roles", type=lambda text: text.split(","), metavar="A,B", help="of the missing runs, only those of these roles")
-    parser.add_argument("--root", type=Path, default=ROOT, help="where recipes/ with its reports is (default: this repository)")
+    parser.add_argument("--roles", type=lambda text: text.split(","), metavar="A,B", help="make only the missing runs of these roles")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the folder that holds recipes/ (default: this repository)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/memo"), help="where missing runs are made (default: runs/memo)")
     parser.add_argument("--out", type=Path, help="where memo.json goes (default: recipes/memo/memo.json)")
-    return parser.parse_intermixed_args()
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    from rich.console import Console
-
-    from nomoat.io import write_atomically, write_json
-    from nomoat.memo.views import print_verdict, render_memo
-
-    console = Console()
-    if arguments.missing:
-        for planned in list(missing_runs(arguments.root, arguments.roles or MADE_ROLES)):
-            make_missing_run(planned, arguments.root, arguments.runs_dir, arguments.overrides, console)
-    found = verdict(gather(arguments.root), arguments.root)
-    out = arguments.out or arguments.root / "recipes" / "memo" / "memo.json"
-    write_json(out, found)
-    page = out.with_suffix(".html")
-    write_atomically(page, render_memo(found))
-    print_verdict(found, console)
-    console.print(f"written to {out}; the same as a page: {page}", highlight=False, soft_wrap=True)
-    return 0
+    return parser.parse_intermixed_args()  # an override may follow an option
 
 
 if __name__ == "__main__":

@@ -37,15 +37,17 @@ def main() -> int:
     from nomoat.benchmarks.results import speed_block
     from nomoat.config.load import describe_keys
     from nomoat.io import read_json, write_atomically
+    from nomoat.memo.verdict import MemoVerdict
     from nomoat.memo.views import minutes_block, readme_block
 
     found = published_runs(ROOT / "recipes" / "reference")
     blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())]), "keys": keys_table(describe_keys())}
     if DEFAULT in found:
         blocks |= {"report": score_table(found[DEFAULT]), "fewer": fewer_table(found[DEFAULT])}
-    verdict = ROOT / "recipes" / "memo" / "memo.json"
-    if verdict.is_file():
-        blocks |= {"memo": readme_block(read_json(verdict)), "memo-runs": minutes_block(read_json(verdict))}
+    path = ROOT / "recipes" / "memo" / "memo.json"
+    if path.is_file():
+        verdict = MemoVerdict.model_validate_json(path.read_bytes())
+        blocks |= {"memo": readme_block(verdict), "memo-runs": minutes_block(verdict)}
     speed = ROOT / "recipes" / "reference" / "speed"
     if speed.is_dir():
         blocks["speed"] = speed_block(read_json(speed / "bench.json"), read_json(speed / "scoring.json"))

@@ -49,10 +49,10 @@ def test_the_memo_is_judged_as_it_was() -> None:
     """Verdicts and every number beside them; the words around them may change."""
     findings = judge(load_claims(ROOT), gather(ROOT))
     expected = {claim: verdict for verdict, claims in VERDICTS.items() for claim in claims.split()}
-    assert {finding.claim.id: finding.word for finding in findings} == expected
+    assert {finding.id: finding.verdict for finding in findings} == expected
     published = {claim["id"]: claim for claim in json.loads((ROOT / "recipes/memo/memo.json").read_text())["claims"]}
     for finding in findings:
-        before = published[finding.claim.id]["measured"]
+        before = published[finding.id]["measured"]
         assert [one.value for one in finding.measured] == pytest.approx([one["value"] for one in before], rel=1e-9)
         assert [one.interval for one in finding.measured] == [one["interval"] and pytest.approx(tuple(one["interval"])) for one in before]
 

@@ -14,8 +14,7 @@ from nomoat.config.load import load_recipe
 from nomoat.config.schema import Recipe
 from nomoat.data.prepare import load_raw_data
 from nomoat.errors import NomoatError
-from nomoat.memo.rules import BOTH
-from nomoat.memo.runs import STARTS
+from nomoat.memo.evidence import BOTH, ROLES
 from nomoat.reports import format as fmt
 from nomoat.reports.build import build_report, read_report, write_report
 from nomoat.reports.compare import agreement_with_published, paired_tiers
@@ -73,7 +72,7 @@ def test_a_report_of_the_memo_is_of_its_role(path: Path) -> None:
         assert made.name == "a" and report.run.partition("@")[2].startswith(BOTH), "the first summand's run is asked again"
         return
     recipe = load_recipe(ROOT / "recipes" / "memo" / f"{role}.yaml", [f"train.seed={seed}"])
-    assert (made.lora.start is not None) == (role in STARTS)
+    assert (made.lora.start is not None) == (ROLES[role].starts_from is not None)
     made = made.model_copy(update={"lora": made.lora.model_copy(update={"start": None})})
     assert made.model_copy(update={"hardware": recipe.hardware, "precision": recipe.precision}) == recipe
 

@@ -1,300 +1,287 @@
-"""From reports to a verdict on each claim of claims.py: pure functions, one a claim or one a kind of claim."""
+"""The rule of each claim: from published reports to a verdict, as recipes/memo/claims.yaml words it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
-from nomoat.memo.evidence import (
-    NEW_FAMILIES,
-    TIER,
-    Claim,
-    Context,
-    Evidence,
-    Finding,
-    Outcome,
-    ThresholdTest,
-    at_most,
-    better,
-    by_seed,
-    compound,
-    not_below,
-    ratio_over_seeds,
-    rental,
-    score_less,
-    shown_less,
-    shown_score,
-    timed_pairs,
-)
+from nomoat.memo.evidence import TIER, Claim, EarlierLimits, Evidence, Finding, Measurement, Pairs, better, conclude, over_seeds, rental
+from nomoat.reports.readme_tables import seeds_gain
 from nomoat.reports.schema import Report
+from nomoat.runs.costs import WAITING
 
-# MERGED cost_judges:
-# The claims on time, memory, money and size: judged from what the default recipe's runs took, and from all that was spent (M18).
-
-CONSUMER = "GeForce"  # in NVIDIA's names of the GPUs it sells to consumers
-
-
-def time(claim: Claim, evidence: Evidence) -> Finding:
-    """M1, M5: from first command to verdict; shown beside it, what the adapter forgot and how far seeds lie apart."""
-    runs = evidence.of("default")
-    took = at_most("time in all", [run.cost.seconds for run in runs], "s", claim.limits["seconds"])
-    return compound(claim, [took], better(runs), shown=(*_forgotten(evidence), *_apart(evidence)))
-
-
-def _forgotten(evidence: Evidence) -> tuple[Context, ...]:
-    pairs = [(run, run) for run in evidence.of("default")]
-    difference, interval = score_less(pairs, other_arm="base", tier="retention")
-    found = Context("what the base could do before, adapter less base", difference, interval, seeds=len(pairs))
-    return () if math.isnan(difference) else (found,)
-
-
-def _apart(evidence: Evidence) -> tuple[Context, ...]:
-    scores = [run.arms["adapter"].tiers.get(run.comparison.primary) for run in evidence.of("default")]
-    values = [score.score for score in scores if score is not None and score.score is not None]
-    return () if len(values) < 2 else (Context("best seed's score less the worst's", max(values) - min(values), seeds=len(values)),)
-
-
-def time_and_memory(claim: Claim, evidence: Evidence) -> Finding:
-    """M2."""
-    runs = evidence.of("default")
-    peaks = [float(run.cost.peak_device_bytes or run.cost.peak_memory_bytes or math.inf) for run in runs]
-    took = at_most("time in all", [run.cost.seconds for run in runs], "s", claim.limits["seconds"])
-    return compound(claim, [took, at_most("peak memory", peaks, "bytes", claim.limits["bytes"])], better(runs))
-
-
-def time_on(named: str) -> Callable[[Claim, Evidence], Finding]:
-    """M3, M6: out of reach unless every run was made on a device with `named` in its name."""
-
-    def judged(claim: Claim, evidence: Evidence) -> Finding:
-        names = sorted({str(run.provenance.device.name) for run in evidence.of("default")})
-        if not all(named in name for name in names):
-            return Finding(claim, "out of reach", lacking=f"the runs were made on {', '.join(names)}")
-        return time(claim, evidence)
-
-    return judged
-
-
-def price(claim: Claim, evidence: Evidence) -> Finding:
-    """M4; shown beside it, the hourly rate at which the limit would be reached."""
-    runs = evidence.of("default")
-    prices = [rental(run.cost) for run in runs]
-    hours = max(run.cost.seconds for run in runs) / 3600
-    even = Context(
-        "dollars an hour at which the longest run would reach the limit", claim.limits["usd"] / hours, unit="USD", seeds=len(runs)
-    )
-    if None in prices:
-        reason = next(run.cost.usd_reason for run in runs if rental(run.cost) is None)
-        return Finding(claim, "cannot tell", lacking=reason, shown=(even,))
-    paid = at_most("rental", [one for one in prices if one is not None], "USD", claim.limits["usd"])
-    return compound(claim, [paid], better(runs), lacking=_as_if(runs), shown=(even,))
-
-
-def _as_if(runs: tuple[Report, ...]) -> str:
-    labels = sorted({run.cost.usd_as_if_label or "" for run in runs if run.cost.usd is None})
-    return "" if not labels else f"nobody paid this: {', '.join(labels)}"
-
-
-def total_price(claim: Claim, evidence: Evidence) -> Finding:
-    """M18: every run behind the verdict, the failed and the broken-off ones too."""
-    costs = {report.run: rental(report.cost) for reports in evidence.runs.values() for report in reports}
-    costs |= {one.run: one.usd for one in evidence.spent if one.run not in costs}
-    unknown = [run for run, usd in costs.items() if usd is None]
-    if unknown:
-        return Finding(claim, "cannot tell", lacking=f"{len(unknown)} of {len(costs)} runs have no rental rate")
-    total = sum(usd or 0.0 for usd in costs.values())
-    reports = tuple(report for reports in evidence.runs.values() for report in reports)
-    summed = ThresholdTest("rental of all runs", total, None, "USD", claim.limits["usd"], above=False, seeds=len(costs), exact=True)
-    return compound(claim, [summed], lacking=_as_if(reports))
-
-
-def distributed(claim: Claim, evidence: Evidence) -> Finding:
-    """M14: the file's size, and whether the adapter read back from it gives the same logits."""
-    facts = evidence.of("default")[0].adapter
-    share = (facts.bytes or math.inf) / (facts.base_bytes_16bit or 1)
-    size = ThresholdTest("adapter file over the base in 16 bits", share, None, "", claim.limits["share"], above=False, seeds=1, exact=True)
-    gates = [run.adapter.gate for run in evidence.of("default") if run.adapter.gate]
-    errors = [check.reload_error if (check := gate.check("changes the logits")) else None for gate in gates]
-    known = [error for error in errors if error is not None]
-    equal: Outcome = "cannot tell" if len(known) < len(errors) or not known else "held" if max(known) == 0 else "failed"
-    lacking = (
-        "" if equal == "held" else f"read back, its logits differ by {max(known):.3g}" if known else "the reload error was not recorded"
-    )
-    return compound(claim, [size], equal, lacking=lacking)
-
-
+NEW_FAMILIES = ("calendar", "route")  # B, the families learnt later (M9, M11); A is every other family
+SAME_SPEED = 1.25  # timings are not compared between machines whose measured rates differ by more than this factor
 RANKS = {"rank1": 1, "rank4": 4, "lora": 16, "rank64": 64}
-BOTH = "a_plus_b"  # the two adapters added, not trained
+DEVICES = {"M3": "GeForce", "M6": "RTX 4090"}  # in the names of the devices; NVIDIA calls the GPUs that it sells to consumers GeForce
 
 
 def judge(claims: Sequence[Claim], evidence: Evidence) -> tuple[Finding, ...]:
-    """All claims, in order."""
+    """The findings on all claims, in order."""
     return tuple(judge_claim(claim, evidence) for claim in claims)
 
 
 def judge_claim(claim: Claim, evidence: Evidence) -> Finding:
-    """One claim: out of reach, cannot tell for want of runs, or judged."""
+    """The finding on one claim; if its limits were changed after a look at the results, with the verdict under the earlier ones."""
+    finding = _apply_rule(claim, evidence)
+    earlier = None
+    if claim.looked_at is not None:
+        before = _apply_rule(claim.model_copy(update={"limits": claim.looked_at}), evidence)
+        earlier = EarlierLimits(limits=claim.looked_at, verdict=before.verdict)
+    seeds = min((len(evidence.of(role)) for role in claim.runs), default=0)
+    return finding.model_copy(update={"seeds": seeds, "changed_after_looking": earlier})
+
+
+def _apply_rule(claim: Claim, evidence: Evidence) -> Finding:
     if claim.out_of_reach:
-        return Finding(claim, "out of reach", lacking=claim.out_of_reach)
+        return conclude(claim, [], "out of reach", note=claim.out_of_reach)
     missing = [role for role in claim.runs if not evidence.of(role)]
     if missing:
-        return Finding(claim, "cannot tell", lacking=f"no run of {', '.join(missing)}")
-    return _JUDGES[claim.id](claim, evidence)
+        return conclude(claim, [], "cannot tell", note=f"no run of {', '.join(missing)}")
+    return RULES[claim.id](claim, evidence)
 
 
-def _size(claim: Claim, evidence: Evidence) -> Finding:
-    """The ratio at the smallest rank that is good enough; a rank that may be good enough leaves both readings open."""
-    ratios, words = [], []
-    shown = _by_rank(evidence)
-    for role in sorted(RANKS, key=lambda name: RANKS[name]):
-        facts = evidence.of(role)[0].adapter
-        ratio = (facts.base_parameters or 0) / (facts.parameters or math.inf)
-        measured = ThresholdTest(
-            f"parameters, base over trained, at rank {RANKS[role]}", ratio, None, "", claim.limits["ratio"], True, 1, exact=True
-        )
-        good = "held" if role == "lora" else not_below(evidence, role, "lora", claim).word
-        ratios.append(measured)
-        words += [] if good == "failed" else [measured.word]
+# Time, memory, money and size
+
+
+def _time(claim: Claim, evidence: Evidence) -> Finding:
+    """M1, M5. Shown: what the adapter forgot, and the spread over seeds."""
+    runs = evidence.of("default")
+    test = over_seeds("total time", [run.cost.seconds for run in runs], "s").test(claim.limits["seconds"], above=False)
+    shown = []
+    if forgotten := seeds_gain(runs, "retention"):
+        what = "score on what the base could do before, adapter minus base"
+        shown.append(Measurement(what=what, value=forgotten.difference, interval=forgotten.interval, seeds=len(runs)))
+    tiers = [run.arms["adapter"].tiers.get(run.comparison.primary) for run in runs]
+    scores = [tier.score for tier in tiers if tier and tier.score is not None]
+    if len(scores) > 1:
+        shown.append(Measurement(what="score, best seed minus worst seed", value=max(scores) - min(scores), seeds=len(scores)))
+    return conclude(claim, [test], better(runs), shown=shown)
+
+
+def _time_on_device(claim: Claim, evidence: Evidence) -> Finding:
+    """M3, M6: out of reach unless every run was made on a device of that name."""
+    names = sorted({str(run.provenance.device.name) for run in evidence.of("default")})
+    if not all(DEVICES[claim.id] in name for name in names):
+        return conclude(claim, [], "out of reach", note=f"the runs were made on {', '.join(names)}")
+    return _time(claim, evidence)
+
+
+def _time_and_memory(claim: Claim, evidence: Evidence) -> Finding:
+    """M2."""
+    runs = evidence.of("default")
+    time = over_seeds("total time", [run.cost.seconds for run in runs], "s").test(claim.limits["seconds"], above=False)
+    memory = over_seeds("peak memory", [_memory(run) for run in runs], "bytes").test(claim.limits["bytes"], above=False)
+    return conclude(claim, [time, memory], better(runs))
+
+
+def _price(claim: Claim, evidence: Evidence) -> Finding:
+    """M4. Shown: the hourly rate at which the limit would be reached."""
+    runs, limit = evidence.of("default"), claim.limits["usd"]
+    what, hours = "hourly rate at which the longest run would reach the limit", max(run.cost.seconds for run in runs) / 3600
+    rate = Measurement(what=what, value=limit / hours, unit="USD", seeds=len(runs))
+    price = over_seeds("rental", [rental(run.cost) for run in runs], "USD")
+    if price.value is None:
+        reason = next(run.cost.usd_reason for run in runs if rental(run.cost) is None)
+        return conclude(claim, [], "cannot tell", note=reason, shown=[rate])
+    return conclude(claim, [price.test(limit, above=False)], better(runs), note=_as_if_rented(runs), shown=[rate])
+
+
+def _total_price(claim: Claim, evidence: Evidence) -> Finding:
+    """M18: every run behind the verdict; those without a report are priced by spent.json."""
+    reports = [report for reports in evidence.runs.values() for report in reports]
+    costs = {report.run: rental(report.cost) for report in reports}
+    costs |= {spent.run: spent.usd for spent in evidence.spent if spent.run not in costs}
+    known = [usd for usd in costs.values() if usd is not None]
+    if len(known) < len(costs):
+        return conclude(claim, [], "cannot tell", note=f"{len(costs) - len(known)} of {len(costs)} runs have no rental rate")
+    total = Measurement(what="rental of all runs", value=sum(known), unit="USD", seeds=len(costs))
+    return conclude(claim, [total.test(claim.limits["usd"], above=False, exact=True)], note=_as_if_rented(reports))
+
+
+def _as_if_rented(runs: Sequence[Report]) -> str:
+    labels = sorted({run.cost.usd_as_if_label or "" for run in runs if run.cost.usd is None})
+    return f"nobody paid this: as if rented as {'; '.join(labels)}" if labels else ""
+
+
+def _distributable(claim: Claim, evidence: Evidence) -> Finding:
+    """M14: the size of the file, and whether the adapter read back from it gives the same logits."""
+    runs = evidence.of("default")
+    share = _quotient(runs[0].adapter.bytes, runs[0].adapter.base_bytes_16bit)
+    size = Measurement(what="adapter file over base in 16 bits", value=share).test(claim.limits["share"], above=False, exact=True)
+    checks = [run.adapter.gate.check("changes the logits") for run in runs if run.adapter.gate]
+    errors = [check.reload_error for check in checks if check and check.reload_error is not None]
+    if not errors or len(errors) < len(checks):
+        return conclude(claim, [size], "cannot tell", note="the reload error was not recorded")
+    if max(errors) > 0:
+        return conclude(claim, [size], "failed", note=f"read back, its logits differ by {max(errors):.3g}")
+    return conclude(claim, [size])
+
+
+def _update_size(claim: Claim, evidence: Evidence) -> Finding:
+    """M7: the ratio at the smallest rank that is good enough; a rank that may be good enough leaves both readings open.
+
+    Shown: each rank's score against rank 16's, and rank 1's on the family that rank 16 finds hardest, where too low a rank shows first.
+    """
+    tests, verdicts = [], []
+    for role, rank in RANKS.items():
+        adapter = evidence.of(role)[0].adapter
+        times = _quotient(adapter.base_parameters, adapter.parameters)
+        size = Measurement(what=f"parameters, base over trained, at rank {rank}", value=times)
+        tests.append(size.test(claim.limits["ratio"], above=True, exact=True))
+        good = "held" if role == "lora" else evidence.difference(role, "lora").test(-claim.limits["margin"], above=True).verdict
+        verdicts += [] if good == "failed" else [tests[-1].verdict]
         if good == "held":
-            return Finding(claim, words[0] if len(set(words)) == 1 else "cannot tell", tuple(ratios), shown=shown)
-    raise AssertionError("rank 16 is as good as itself")
-
-
-def _by_rank(evidence: Evidence) -> tuple[Context, ...]:
-    """Each rank's score less rank 16's; and on the family that rank 16 finds hardest, where too low a rank would show first."""
-    others = [role for role in RANKS if role != "lora"]
-    shown = [one for role in others for one in shown_less(evidence, role, "lora")]
-    families = _family_scores(evidence.of("lora"))
-    if families:
-        hardest = min(families, key=lambda name: families[name])
-        shown += shown_less(evidence, "rank1", "lora", families=lambda name: name == hardest, on=f" on {hardest}, its lowest family")
-    return tuple(shown)
-
-
-def _family_scores(runs: tuple[Report, ...]) -> dict[str, float]:
-    """Mean over rows and runs of the adapter's score by family, of those that it can do at all."""
+            break
+    shown = [evidence.difference(role, "lora") for role in RANKS if role != "lora"]
     scores: dict[str, list[float]] = {}
-    for row in (row for run in runs for row in run.rows if row.tier == TIER):
+    for row in (row for run in evidence.of("lora") for row in run.rows if row.tier == TIER):
         scores.setdefault(row.family, []).append(row.values.get("adapter") or 0.0)
-    means = {name: sum(values) / len(values) for name, values in scores.items()}
-    return {name: mean for name, mean in means.items() if mean > 0}
+    means = {family: sum(values) / len(values) for family, values in scores.items() if any(values)}
+    if means:
+        hardest = min(means, key=lambda family: means[family])
+        shown.append(evidence.difference("rank1", "lora", families=lambda name: name == hardest, on=f" on {hardest}, the hardest family"))
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "cannot tell"
+    return conclude(claim, tests, shown=shown).model_copy(update={"verdict": verdict})
 
 
-Pairs = list[tuple[Report, Report]]
+def _quotient(value: float | None, other: float | None) -> float | None:
+    return value / other if value is not None and other else None
 
 
-def _timed(evidence: Evidence, role: str, reference: str) -> tuple[Pairs, str]:
-    return timed_pairs(by_seed(evidence.of(role), evidence.of(reference)))
+# Scores, and the time and money that they took
 
 
-def _ratio(pairs: Pairs, claim: Claim, what: str, value: Callable[[Report], float | None]) -> ThresholdTest | None:
-    """Of each pair's first run over its second; None where there is no pair, or a value was not measured."""
-    values = [(value(one), value(other)) for one, other in pairs]
-    if not values or any(not a or not b for a, b in values):
-        return None
-    middle, interval = ratio_over_seeds([a for a, _ in values if a], [b for _, b in values if b])
-    return ThresholdTest(what, middle, interval, "", claim.limits["ratio"], above=False, seeds=len(values))
+def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
+    """M8. Shown: the ratio of peak memories."""
+    score = evidence.difference("lora", "full").test(-claim.limits["margin"], above=True)
+    pairs, obstacle = _comparable_timings(evidence.pairs("lora", "full"))
+    time = _ratio("training time, lora over full", pairs, _train_seconds)
+    if time.value is None:
+        return conclude(claim, [score], "cannot tell", note=obstacle)
+    money = _ratio("rental of training, lora over full", pairs, _train_usd)
+    lora, full = (", ".join(sorted({str(run.provenance.dtype) for run in evidence.of(role)})) for role in ("lora", "full"))
+    notes = [f"LoRA in {lora}, full fine-tuning in {full}"]
+    notes += [] if money.value is not None else ["without a rate, cost is proportional to time on one machine"]
+    notes += [obstacle] if obstacle else []
+    tests = [value.test(claim.limits["ratio"], above=False) for value in (time, money) if value.value is not None]
+    memory = _ratio("peak memory of the run, lora over full", pairs, _memory)
+    return conclude(claim, [score, *tests], note="; ".join(notes), shown=[memory])
 
 
-def _seconds(report: Report) -> float:
+def _comparable_timings(pairs: Pairs) -> tuple[Pairs, str]:
+    """The pairs whose timings may be compared, and why the others' may not."""
+    obstacles = [_timing_obstacle(pair) for pair in pairs]
+    timed = [pair for pair, obstacle in zip(pairs, obstacles, strict=True) if not obstacle]
+    reasons = "; ".join(sorted({obstacle for obstacle in obstacles if obstacle}))
+    note = f"timings of {len(timed)} of {len(pairs)} seeds are comparable: {reasons}" if reasons else ""
+    return timed, note if pairs else "no seed in common"
+
+
+def _timing_obstacle(runs: Sequence[Report]) -> str:
+    """Why the runs' timings are not comparable, or ''."""
+    if any(run.shared for run in runs):
+        return "other runs shared the machine"
+    waited = max(run.cost.waited_share or 0.0 for run in runs)
+    if waited >= WAITING:
+        return f"a run waited for a CPU for {waited:.0%} of its runnable time"
+    machines = sorted({f"{run.provenance.device.name} with {run.provenance.threads} threads" for run in runs})
+    if len(machines) > 1:
+        return f"the runs were made on different machines: {', '.join(machines)}"
+    rates = [run.provenance.matrix_gflops or 0.0 for run in runs]
+    if not min(rates):
+        return "the speed of their machines was not recorded"
+    if max(rates) > SAME_SPEED * min(rates):
+        return f"their machines have the same name but {min(rates):g} and {max(rates):g} GFLOP/s"
+    return ""
+
+
+def _ratio(what: str, pairs: Pairs, value: Callable[[Report], float | None]) -> Measurement:
+    """The geometric mean over pairs of the first run's value over the second's; unknown if a value is unknown or zero."""
+    ratios = [_quotient(value(one) or None, value(other)) for one, other in pairs]
+    return over_seeds(what, ratios, geometric=True)
+
+
+def _train_seconds(report: Report) -> float:
     return report.cost.seconds_by_phase.get("train", 0.0)
 
 
-def _dollars(report: Report) -> float | None:
-    """Rental of the training; on one machine the ratio of two of them is that of their seconds, whatever the rate."""
-    paid = rental(report.cost)
-    return None if paid is None else paid * _seconds(report) / report.cost.seconds
+def _train_usd(report: Report) -> float | None:
+    """Rental of the training's share of the run; on one machine the ratio of two of them is that of their seconds, at any rate."""
+    usd = rental(report.cost)
+    return None if usd is None else usd * _train_seconds(report) / report.cost.seconds
 
 
 def _memory(report: Report) -> float | None:
     return report.cost.peak_device_bytes or report.cost.peak_memory_bytes
 
 
-def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:
-    score = not_below(evidence, "lora", "full", claim)
-    pairs, left_out = _timed(evidence, "lora", "full")
-    time = _ratio(pairs, claim, "time of training, lora over full", _seconds)
-    if time is None:
-        return compound(claim, [score], "cannot tell", lacking=left_out)
-    money = _ratio(pairs, claim, "rental of training, lora over full", _dollars)
-    parts = [score, time] if money is None else [score, time, money]
-    precisions = {role: sorted({str(run.provenance.dtype) for run in evidence.of(role)}) for role in ("lora", "full")}
-    note = f"LoRA in {', '.join(precisions['lora'])}, full fine-tuning in {', '.join(precisions['full'])}"
-    note += "" if money is not None else "; without a rate, money is in proportion to time on one machine"
-    note += f"; {left_out}" if left_out else ""
-    memory = _ratio(pairs, claim, "peak memory of the whole run, lora over full", _memory)
-    shown = () if memory is None else (Context(memory.what, memory.value, memory.interval, seeds=memory.seeds),)
-    return compound(claim, parts, lacking=note, shown=shown)
-
-
-def _is_new(family: str) -> bool:
-    return family in NEW_FAMILIES
-
-
-def _is_old(family: str) -> bool:
-    return not _is_new(family)
-
-
 def _stackable(claim: Claim, evidence: Evidence) -> Finding:
-    """One trained on top of the other; shown beside it, the two added without training."""
-    old, new = " on A's families", " on B's families"
-    parts = [
-        not_below(evidence, "b_on_a", "a", claim, families=_is_old, on=old),
-        not_below(evidence, "b_on_a", "b", claim, families=_is_new, on=new),
-    ]
-    added = (*shown_less(evidence, BOTH, "a", families=_is_old, on=old), *shown_less(evidence, BOTH, "b", families=_is_new, on=new))
-    return compound(claim, parts, shown=added)
+    """M9: one adapter trained on top of the other. Shown: the two added without training."""
 
+    def on_both(role: str) -> list[Measurement]:
+        return [
+            evidence.difference(role, "a", families=lambda family: family not in NEW_FAMILIES, on=" on A's families"),
+            evidence.difference(role, "b", families=lambda family: family in NEW_FAMILIES, on=" on B's families"),
+        ]
 
-def _increment(claim: Claim, evidence: Evidence) -> Finding:
-    score = not_below(evidence, "b_on_a", "lora", claim)
-    pairs, left_out = _timed(evidence, "b_on_a", "lora")
-    time = _ratio(pairs, claim, "time of training, b_on_a over lora", _seconds)
-    return compound(claim, [score], "cannot tell", lacking=left_out) if time is None else compound(claim, [score, time], lacking=left_out)
+    tests = [value.test(-claim.limits["margin"], above=True) for value in on_both("b_on_a")]
+    return conclude(claim, tests, shown=on_both("a_plus_b"))
 
 
 def _sum_of_ranks(claim: Claim, evidence: Evidence) -> Finding:
-    if evidence.higher_rank is None:
-        return Finding(claim, "cannot tell", lacking="the ranks of the two updates and of their sum were not computed")
-    higher, modules = evidence.higher_rank
-    share = ThresholdTest("modules whose sum has a higher rank", higher / modules, None, "", claim.limits["share"], True, 1, exact=True)
-    return compound(claim, [share])
+    """M10."""
+    if evidence.ranks is None:
+        return conclude(claim, [], "cannot tell", note="the ranks of the updates and of their sum were not computed")
+    share = Measurement(what="share of modules whose sum has a higher rank", value=evidence.ranks.share_higher)
+    return conclude(claim, [share.test(claim.limits["share"], above=True, exact=True)])
 
 
-def _gain(role: str, reference: str, other_arm: str = "adapter") -> Callable[[Claim, Evidence], Finding]:
-    def judged(claim: Claim, evidence: Evidence) -> Finding:
-        ours, theirs = evidence.of(role), evidence.of(reference)
-        pairs = by_seed(ours, theirs) if other_arm == "adapter" else [(run, theirs[0]) for run in ours]  # an untrained arm has no seed
-        difference, interval = score_less(pairs, other_arm=other_arm)
-        what = f"score of {role} less {reference}{'' if other_arm == 'adapter' else ' with examples'}"
-        gained = ThresholdTest(what, difference, interval, "", claim.limits["gain"], above=True, seeds=len(pairs))
-        if other_arm == "adapter":
-            shown = shown_less(evidence, role, "noisy50")
-        else:
-            shown = shown_less(evidence, "default", reference, on=", both adapted, on the same rows")
-        return compound(claim, [gained], shown=shown)
-
-    return judged
+def _increment(claim: Claim, evidence: Evidence) -> Finding:
+    """M11."""
+    score = evidence.difference("b_on_a", "lora").test(-claim.limits["margin"], above=True)
+    pairs, obstacle = _comparable_timings(evidence.pairs("b_on_a", "lora"))
+    time = _ratio("training time, b_on_a over lora", pairs, _train_seconds).test(claim.limits["ratio"], above=False)
+    if time.value is None:
+        return conclude(claim, [score], "cannot tell", note=obstacle)
+    return conclude(claim, [score, time], note=obstacle)
 
 
-def _half(claim: Claim, evidence: Evidence) -> Finding:
-    return compound(claim, [not_below(evidence, "lora", "default", claim)], shown=shown_score(evidence, "quarter"))
+def _data_quality(claim: Claim, evidence: Evidence) -> Finding:
+    """M12. Shown: the difference from half of the rows with wrong answers."""
+    gain = evidence.difference("lora", "noisy25").test(claim.limits["gain"], above=True)
+    return conclude(claim, [gain], shown=[evidence.difference("lora", "noisy50")])
 
 
-_JUDGES: dict[str, Callable[[Claim, Evidence], Finding]] = {
-    "M1": time,
-    "M2": time_and_memory,
-    "M3": time_on(CONSUMER),
-    "M4": price,
-    "M5": time,
-    "M6": time_on("RTX 4090"),
-    "M7": _size,
+def _fewer_rows(claim: Claim, evidence: Evidence) -> Finding:
+    """M13. Shown: the score on a quarter of the rows."""
+    tiers = [report.arms["adapter"].tiers.get(TIER) for report in evidence.of("quarter")]
+    score = over_seeds("score of quarter", [tier.score for tier in tiers if tier])
+    if len(tiers) == 1 and tiers[0]:
+        score = score.model_copy(update={"interval": tiers[0].interval})
+    return conclude(claim, [evidence.difference("lora", "default").test(-claim.limits["margin"], above=True)], shown=[score])
+
+
+def _smaller_base(claim: Claim, evidence: Evidence) -> Finding:
+    """M17. Shown: both bases adapted on the same rows."""
+    gain = evidence.difference("lora", "gemma", arm="few_shot", on=" with examples").test(claim.limits["gain"], above=True)
+    return conclude(claim, [gain], shown=[evidence.difference("default", "gemma", on=", both adapted, on the same rows")])
+
+
+RULES: dict[str, Callable[[Claim, Evidence], Finding]] = {
+    "M1": _time,
+    "M2": _time_and_memory,
+    "M3": _time_on_device,
+    "M4": _price,
+    "M5": _time,
+    "M6": _time_on_device,
+    "M7": _update_size,
     "M8": _fraction_of_full,
     "M9": _stackable,
     "M10": _sum_of_ranks,
     "M11": _increment,
-    "M12": _gain("lora", "noisy25"),
-    "M13": _half,
-    "M14": distributed,
-    "M17": _gain("lora", "gemma", other_arm="few_shot"),
-    "M18": total_price,
+    "M12": _data_quality,
+    "M13": _fewer_rows,
+    "M14": _distributable,
+    "M17": _smaller_base,
+    "M18": _total_price,
 }
