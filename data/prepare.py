@@ -3,7 +3,7 @@
     python data/prepare.py --set desk            # writes data/desk/{train,validation,heldout}.jsonl
     python data/prepare.py --set desk --check    # writes nothing; exit 1 and a summary unless equal byte for byte
 
-A set whose held-out rows stand in its training rows (data/leaks.py) is not written.
+A set with train/test contamination (see data/leaks.py) is not written.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from nomoat.cli import run_script
 from nomoat.data.contamination import audit
 from nomoat.data.desk_build import build_set
 from nomoat.data.examples import Example, Splits
-from nomoat.errors import NomoatError, RunFailed
+from nomoat.errors import NomoatError, RunFailed, did_you_mean
 from nomoat.io import canonical_json, write_atomically
 
 DATA = Path(__file__).resolve().parent
-SHOWN = 6  # lines of difference a file
+SHOWN = 6  # differing lines per file
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="desk", metavar="NAME", help="the set to build: a folder in data/ (default: desk)")
-    parser.add_argument("--check", action="store_true", help="write nothing; compare with the files that are there")
+    parser.add_argument("--check", action="store_true", help="write nothing; compare with the existing files")
     return parser.parse_args()
 
 
@@ -50,16 +50,20 @@ def find_set(name: str) -> Path:
     """The folder of a set that can be built."""
     known = sorted(path.parent.name for path in DATA.glob("*/families"))
     if name not in known:
-        raise NomoatError(f"--set {name}: no such set to build (known: {', '.join(known)})")
+        raise NomoatError(f"--set {name}: no such set{did_you_mean(name, known)}")
     return DATA / name
 
 
 def refuse_leaks(rows: Splits) -> None:
-    """A set whose held-out rows stand in its training rows is not written."""
+    """RunFailed if held-out rows repeat training rows."""
     report = audit(rows.train, rows.validation, rows.heldout, user_data=False)
     if not report.clean:
         lines = [f"  {leak.kind}: {leak.row_id} repeats {leak.seen_id}: {leak.text}" for leak in report.examples]
-        raise RunFailed("the built set leaks:\n" + "\n".join(lines) + "\nreword one phrasing of each pair")
+        raise RunFailed(
+            "contamination: held-out rows of the built set repeat training rows:\n"
+            + "\n".join(lines)
+            + "\nreword one phrasing of each pair"
+        )
 
 
 def as_text(rows: tuple[Example, ...]) -> str:
@@ -67,12 +71,12 @@ def as_text(rows: tuple[Example, ...]) -> str:
 
 
 def check(files: dict[Path, str]) -> None:
-    """Exit 1 with the first differing lines of every file that is not what was built."""
+    """RunFailed with the first differing lines of every file that is not as built."""
     problems: list[str] = []
     for path, built in files.items():
-        there = path.read_text(encoding="utf-8") if path.exists() else ""
-        if there != built:
-            lines = list(difflib.unified_diff(there.splitlines(), built.splitlines(), "in the repository", "as built", n=0, lineterm=""))
+        existing = path.read_text(encoding="utf-8") if path.exists() else ""
+        if existing != built:
+            lines = list(difflib.unified_diff(existing.splitlines(), built.splitlines(), "in the repository", "as built", n=0, lineterm=""))
             problems.append(f"{path.relative_to(DATA.parent)} is not what its generator builds ({len(lines)} differing lines):")
             problems += [f"  {line[:160]}" for line in lines[:SHOWN]]
     if problems:

@@ -1,4 +1,4 @@
-"""Compare finished runs: scores with intervals, differences row by row, cost, and what was not the same.
+"""Compare finished runs: scores with intervals, paired differences, cost, and differences in settings.
 
     python eval/compare.py runs/a runs/b [--reference runs/b]      two runs, the first one being the reference unless stated
     python eval/compare.py                                         every finished run under runs/
@@ -16,35 +16,37 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nomoat.cli import run_script
+from nomoat.cli import run_script, script_parser
 from nomoat.errors import NomoatError, RunFailed
 from nomoat.io import write_atomically
 from nomoat.reports.compare import RunComparison, benchmark_rows, compare, finished_runs, load_run
 from nomoat.reports.compare_views import print_comparison, render_comparison
 from nomoat.reports.format import change
+from nomoat.runs.directory import resolve_run
 
 
 def main() -> int:
     """Load, check, compare, print."""
     options = read_options()
-    paths = options.runs or finished_runs(options.runs_dir)
+    paths = [resolve_run(run, options.runs_dir) for run in options.runs] or finished_runs(options.runs_dir)
     if not paths:
         raise NomoatError(f"no finished run under {options.runs_dir}: train one first with `make train`, or name the runs to compare")
-    paths, found = compare_paths(paths, reference=options.reference, force=options.force)
+    reference = options.reference and resolve_run(options.reference, options.runs_dir)
+    paths, comparison = compare_paths(paths, reference=reference, force=options.force)
     page = options.out or options.runs_dir / "compare.html"
-    write_atomically(page, render_comparison(found, paths))  # before printing: `| head` closes the pipe, and the page should be there
+    write_atomically(page, render_comparison(comparison, paths))  # before printing: `| head` closes the pipe, and the page should exist
     console = Console()
-    print_comparison(found, console, benchmark_rows(found, paths))
-    console.print(f"\nthe same as a page, with the rows where runs disagree: {page}", highlight=False, soft_wrap=True)
+    print_comparison(comparison, console, benchmark_rows(comparison, paths))
+    console.print(f"\nas a page, with the rows where the runs disagree: {page}", highlight=False, soft_wrap=True)
     if options.fail_on_regression:
-        refuse_regressions(found)
+        refuse_regressions(comparison)
     return 0
 
 
 def read_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, or report.json files (default: all)")
+    parser = script_parser(__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories, report.json files, or `latest` (default: all)")
     parser.add_argument("--reference", type=Path, metavar="RUN", help="the run that the others are measured against (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what is not comparable; every number is labelled so")
     parser.add_argument("--fail-on-regression", action="store_true", help="exit 1 if a run is worse than the reference on any tier")
@@ -62,16 +64,16 @@ def compare_paths(paths: list[Path], *, reference: Path | None, force: bool) -> 
     return wanted, compare([load_run(path) for path in wanted], reference=wanted.index(first), force=force)
 
 
-def refuse_regressions(found: RunComparison) -> None:
+def refuse_regressions(comparison: RunComparison) -> None:
     """RunFailed naming each run and tier that is worse than the reference."""
     worse = [
         f"{report.run} on {tier}: {change(one)}"
-        for report, differences in zip(found.reports, found.differences, strict=True)
+        for report, differences in zip(comparison.reports, comparison.differences, strict=True)
         for tier, one in differences.items()
         if one.verdict == "worse"
     ]
     if worse:
-        raise RunFailed(f"worse than {found.reports[found.reference].run}:\n  " + "\n  ".join(worse))
+        raise RunFailed(f"worse than {comparison.reports[comparison.reference].run}:\n  " + "\n  ".join(worse))
 
 
 if __name__ == "__main__":

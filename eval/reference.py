@@ -9,9 +9,8 @@ Exit codes: 0 done, 1 a table differs from its reports (--check), 2 bad input.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nomoat.cli import run_script
+from nomoat.cli import ROOT, run_script, script_parser
 from nomoat.errors import RunFailed
 from nomoat.reports.readme_tables import (
     RECIPE_HEAD,
@@ -24,12 +23,11 @@ from nomoat.reports.readme_tables import (
     score_table,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "smollm2-135m"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is not what its reports say")
     return parser.parse_args()
 

@@ -7,66 +7,61 @@
 
 The first form computes every number of report.json again from its rows, compares eval/*.jsonl by checksum, then loads base and
 adapter from disk and answers and scores every held-out row again. The others train nothing either and write a run directory
-of their own beside the run: its own held-out rows or yours, the arms you name, its adapter or a peft folder or hub id.
-Exit codes: 0 done, 1 scores came out otherwise on the machine and versions that made them or an adapter does nothing, 2 bad input.
+of their own next to the run: its own held-out rows or yours, the arms you name, its adapter or a peft folder or hub id.
+Exit codes: 0 done, 1 other scores on the machine and versions that made them, or an adapter without effect, 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nomoat.cli import run_script
+from rich.console import Console
+
+from nomoat.cli import ROOT, configure_logging, run_script, script_parser
 from nomoat.errors import RunFailed
-from nomoat.pipeline.reevaluate import ReevalRequest, plan_reeval, reevaluate, replay
 from nomoat.reports.build import checked_report
 from nomoat.reports.format import failure_reason
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-ROOT = Path(__file__).resolve().parent.parent
+from nomoat.reports.summary import print_summary
+from nomoat.runs.directory import resolve_run
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run directory")
+    parser = script_parser(__doc__)
+    parser.add_argument("run", type=Path, help="a finished run directory, or `latest`")
     parser.add_argument("overrides", nargs="*", metavar="eval.key=value", help="changes to the recipe's eval section")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="rows to answer instead (.jsonl, .csv or .parquet)")
     parser.add_argument("--adapter", metavar="FOLDER|ID@REVISION", help="an adapter to score instead: a peft folder, or a hub id")
-    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where the new directory goes (default: beside the run)")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", help="where the new directory goes (default: next to the run)")
     return parser.parse_intermixed_args()  # overrides may follow the options
 
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.cli import configure_logging
-
     configure_logging()
-    from rich.console import Console
-
-    console = Console()
+    console, run = Console(), resolve_run(arguments.run)
     if arguments.rows or arguments.adapter or arguments.overrides:
-        score_elsewhere(arguments, console)
+        score_elsewhere(run, arguments, console)
     else:
-        answer_again(arguments.run, console)
+        answer_again(run, console)
     return 0
 
 
-def score_elsewhere(arguments: argparse.Namespace, console: Console) -> None:
+def score_elsewhere(run: Path, arguments: argparse.Namespace, console: Console) -> None:
     """Other rows, arms or adapter: a new run directory."""
+    from nomoat.pipeline.reevaluate import ReevalRequest, plan_reeval, reevaluate
+
     request = ReevalRequest(arguments.rows, arguments.adapter, tuple(arguments.overrides))
-    spec = plan_reeval(arguments.run, request, ROOT)
+    spec = plan_reeval(run, request, ROOT)
     console.print(spec.run.introduction(), highlight=False, soft_wrap=True)
-    gate, folder = reevaluate(spec, arguments.runs_dir or arguments.run.resolve().parent, console)
+    gate, folder = reevaluate(spec, arguments.runs_dir or run.resolve().parent, console)
     if not gate.passed:
         raise RunFailed(f"{failure_reason(gate)}; the report is in {folder}")
 
 
 def answer_again(run: Path, console: Console) -> None:
     """The run's own rows: does its report hold?"""
-    from nomoat.reports.summary import print_summary
+    from nomoat.pipeline.reevaluate import replay
 
     report = checked_report(run)
     print_summary(report, console, where=str(run / "report.html"))

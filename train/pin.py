@@ -1,9 +1,9 @@
-"""Pin a recipe: look up what `revision: unpinned` stands for today and write it into the recipe's file.
+"""Pin a recipe: replace `revision: unpinned` by the latest commit of the repository, in the recipe's file.
 
     python train/pin.py recipes/mine.yaml
     make pin RECIPE=recipes/mine.yaml
 
-Changes those lines and nothing else. A recipe without a pinned revision can be read and listed, but not trained: nobody could repeat it.
+Only those words change. A recipe with an unpinned revision can be planned but not trained, because nobody could repeat the run.
 Exit codes: 0 done (or nothing to pin), 2 bad input.
 """
 
@@ -27,7 +27,7 @@ def main() -> None:
     from nomoat.config.pin import find_unpinned, latest_commit, pin_text
     from nomoat.io import write_atomically
 
-    load_recipe(path)  # a recipe with other mistakes is told them before the hub is asked
+    load_recipe(path)  # reports other mistakes before the hub is asked
     text = path.read_text(encoding="utf-8")
     commits = {place: latest_commit(place) for place in find_unpinned(text)}
     if commits:
@@ -35,7 +35,7 @@ def main() -> None:
     for place, commit in commits.items():
         print(f"{path}: {place.block}.revision of {place.repository} is now {commit}")
     if not commits:
-        print(f"{path}: nothing to pin (a parent's revisions stand in the parent's file)")
+        print(f"{path}: nothing to pin (revisions of a parent recipe are pinned in its own file)")
 
 
 if __name__ == "__main__":

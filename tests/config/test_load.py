@@ -37,7 +37,7 @@ def test_another_kind_of_base_replaces_the_parents_base_whole(tmp_path: Path) ->
     assert recipe.base.wheel is None and recipe.base.revision == "a1" * 20
 
 
-def test_all_problems_are_told_at_once_each_with_its_path_and_the_nearest_key(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_each_with_its_path_and_the_nearest_key(tmp_path: Path) -> None:
     found = problems(write(tmp_path, BASE + "lora: {rnak: 64}\nprecision: int3\ntrain: {epochs: true, learning_rate: fast}\n"))
     text = "\n".join(found)
     assert "lora.rnak: no such key; did you mean lora.rank?" in found
@@ -46,7 +46,7 @@ def test_all_problems_are_told_at_once_each_with_its_path_and_the_nearest_key(tm
     assert "train.learning_rate" in text and '"fast"' in text
 
 
-def test_a_problem_of_a_choice_between_types_is_told_once(tmp_path: Path) -> None:
+def test_a_problem_of_a_choice_between_types_is_reported_once(tmp_path: Path) -> None:
     found = problems(write(tmp_path, BASE + "train: {learning_rate: fast}\nhardware: {rate: {usd_per_hour: 1}}\n"))
     assert sum("train.learning_rate" in line for line in found) == 1
     assert all("RentalRate" not in line for line in found)
@@ -129,11 +129,11 @@ def test_a_base_names_one_source_and_its_pins(tmp_path: Path, base: str, said: s
         (f"{{rows: a.jsonl, split: test, revision: {'a' * 40}}}", "split and revision: for a set of the hub, not for rows"),
     ],
 )
-def test_rows_come_from_one_source_that_is_told_whole(tmp_path: Path, data: str, said: str) -> None:
+def test_rows_come_from_one_source_that_is_complete(tmp_path: Path, data: str, said: str) -> None:
     assert said in "".join(problems(write(tmp_path, f"{BASE}data: {data}\n")))
 
 
-def test_other_rows_do_not_inherit_what_was_said_of_the_parents(tmp_path: Path) -> None:
+def test_other_rows_do_not_inherit_the_settings_of_the_parents_rows(tmp_path: Path) -> None:
     write(tmp_path, f"{BASE}data: {{rows: desk, fraction: 0.6, allow_leaks: because}}\n", "parent.yaml")
     kept = load_recipe(write(tmp_path, "extends: parent.yaml\ndata: {fraction: 0.1}\n", "kept.yaml")).data
     assert (kept.rows, kept.fraction, kept.allow_leaks) == ("desk", 0.1, "because")
@@ -167,7 +167,7 @@ def test_full_fine_tuning_is_refused_what_only_adapters_have(tmp_path: Path, set
     assert said in "".join(problems(write(tmp_path, BASE + settings)))
 
 
-def test_the_usual_learning_rate_goes_by_method_and_size_and_another_is_remarked_on(tmp_path: Path) -> None:
+def test_the_usual_learning_rate_goes_by_method_and_size_and_another_one_is_warned_about(tmp_path: Path) -> None:
     lora, full = (load_recipe(write(tmp_path, f"{BASE}lora: {{method: {method}}}\n")) for method in ("lora", "full"))
     assert [learning_rate_for(one, size) for one in (lora, full) for size in (10**8, 10**10)] == pytest.approx([1e-3, 3e-4, 1e-4, 3e-5])
     stated = load_recipe(write(tmp_path, f"{BASE}lora: {{method: full}}\ntrain: {{learning_rate: 1e-3}}\n"))
@@ -181,7 +181,7 @@ def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
         load_recipe(tmp_path / "smok.yaml")
 
 
-def test_parents_that_go_in_a_circle_are_refused(tmp_path: Path) -> None:
+def test_parents_in_a_circle_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     with pytest.raises(NomoatError, match="circle"):
         load_recipe(write(tmp_path, "extends: a.yaml\n", "b.yaml"))

@@ -80,7 +80,7 @@ def test_a_hub_that_does_not_know_it_or_cannot_be_reached_leaves_the_file_as_it_
         assert path.read_text() == text
 
 
-def test_a_recipe_with_mistakes_is_told_them_first(tmp_path: Path) -> None:
+def test_other_mistakes_of_a_recipe_are_reported_first(tmp_path: Path) -> None:
     path = tmp_path / "owl.yaml"
     path.write_text(RECIPE.replace("epochs", "epoch"))
     done = pin(path)

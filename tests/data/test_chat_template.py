@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.errors import NomoatError
 from nomoat.models.base import load_tokenizer
-from tests.tiny import make_base, make_rows
+from tests.tiny import make_base, make_rows, make_tokenizer
 
 
 def conversation(folder: Path, **options: Any) -> ChatTemplate:
@@ -45,26 +47,24 @@ def test_a_base_without_a_template_gets_a_plain_one_that_is_saved_with_the_token
     talk = conversation(tmp_path / "base", template=None)
     assert not talk.has_own_template
     talk.tokenizer.save_pretrained(tmp_path / "saved")
-    from transformers import AutoTokenizer
-
     again = ChatTemplate(AutoTokenizer.from_pretrained(tmp_path / "saved"))
     assert again.render(make_rows(1)[0]) == talk.render(make_rows(1)[0])
     assert "Question:\nsum of" in again.tokenizer.decode(list(again.render(make_rows(1)[0]).prompt_ids))
 
 
-def test_a_plain_base_ends_its_turn_where_it_asks_the_next_question(tmp_path: Path) -> None:
+def test_an_answer_of_a_plain_base_is_cut_off_at_the_next_question(tmp_path: Path) -> None:
     plain, own = conversation(tmp_path / "plain", template=None), conversation(tmp_path / "own")
-    went_on, ended = "sum\n\nQuestion:\nsum of 1 and 2", "sum"
-    for text, said in ((went_on, (ended, True)), (ended, (ended, False))):
+    continued, ended = "sum\n\nQuestion:\nsum of 1 and 2", "sum"
+    for text, said in ((continued, (ended, True)), (ended, (ended, False))):
         assert plain.turn(list(plain.completion_ids(text))) == said and plain.decode(list(plain.completion_ids(text))) == ended
-    assert own.turn(list(own.completion_ids(went_on))) == (went_on, False), "a base with a template says itself where it ends"
-    row = replace(make_rows(1)[0], completion=went_on)
-    with pytest.raises(NomoatError, match=f"row {row.id}: its completion holds"):
+    assert own.turn(list(own.completion_ids(continued))) == (continued, False), "a base with a template ends its own turns"
+    row = replace(make_rows(1)[0], completion=continued)
+    with pytest.raises(NomoatError, match=f"row {row.id}: its completion contains"):
         plain.render(row)
-    assert own.render(row).completion_ids == own.completion_ids(went_on)
+    assert own.render(row).completion_ids == own.completion_ids(continued)
 
 
-def test_what_is_generated_behind_a_plain_prompt_is_what_stands_in_an_example(tmp_path: Path) -> None:
+def test_a_plain_answer_has_the_tokens_that_it_has_in_a_few_shot_example(tmp_path: Path) -> None:
     talk = conversation(tmp_path, template=None)
     row = make_rows(1)[0]
     turns = [*talk.messages(row), {"role": "assistant", "content": row.completion}]
@@ -73,7 +73,7 @@ def test_what_is_generated_behind_a_plain_prompt_is_what_stands_in_an_example(tm
     assert talk.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(alone)] == alone
 
 
-def test_examples_come_before_the_question_as_finished_turns(tmp_path: Path) -> None:
+def test_few_shot_examples_come_before_the_question_as_finished_turns(tmp_path: Path) -> None:
     talk = conversation(tmp_path)
     first, second = make_rows(2)
     messages = talk.messages(second, (first,))
@@ -92,3 +92,19 @@ def test_a_tokenizer_that_can_never_stop_is_refused(tmp_path: Path) -> None:
     tokenizer.eos_token = None
     with pytest.raises(NomoatError, match="stop"):
         ChatTemplate(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tokens"),  # the bytes ED A0 80 and ED B0 80, which would be U+D800 and U+DC00, as each kind of tokenizer names them
+    [(False, "í ł Ģ í ° Ģ"), (True, "<0xED> <0xA0> <0x80> <0xED> <0xB0> <0x80>")],
+)
+def test_a_fast_tokenizer_never_decodes_half_a_surrogate_pair(tmp_path: Path, pieces: bool, tokens: str) -> None:
+    """So UTF-8 can hold every answer, and no file of a run needs an escape."""
+    make_tokenizer(tmp_path, pieces=pieces)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer.convert_tokens_to_ids(tokens.split())
+    assert tokenizer.is_fast and tokenizer.unk_token_id not in ids and None not in ids
+    drawn = [random.Random(seed).choices(range(len(tokenizer)), k=12) for seed in range(200)]
+    for sequence in (ids, ids[:3], ids[3:], ids[:2], *drawn):
+        tokenizer.decode(sequence).encode("utf-8")  # raises for half a pair
+    assert "\ufffd" in tokenizer.decode(ids[:3])

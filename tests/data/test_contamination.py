@@ -1,4 +1,4 @@
-"""The leak audit finds what was planted, and nothing where nothing is."""
+"""The contamination check finds what was planted, and nothing else."""
 
 import subprocess
 import sys
@@ -71,11 +71,11 @@ def test_values_are_masked_as_whole_words_the_longest_first():
     assert masked_text(row("a", "4 of 14 (4)", slots=("4",))) == "▢ of 14 ▢"
 
 
-def test_a_row_counts_once_for_each_question_and_examples_are_limited():
+def test_a_row_counts_once_per_check_and_examples_are_limited():
     train = [row("t", f"{LONG} {LONG}"), row("u", f"{LONG} {LONG}")]
     report = audit(train, (), [row(f"h{n}", f"{LONG} {LONG}", "phrasing") for n in range(30)], user_data=False)
     assert (report.exact, report.masked, report.ngram) == (30, 30, 30)
-    assert len(report.examples) == MAX_EXAMPLES and len(report.record()["examples"]) == MAX_EXAMPLES
+    assert len(report.examples) == MAX_EXAMPLES
 
 
 def test_two_thousand_rows_take_seconds():
@@ -112,7 +112,7 @@ def test_the_script_explains_what_it_needs(tmp_path):
     assert done.returncode == 2 and "give the training rows and the held-out rows" in done.stderr
 
 
-def test_the_script_audits_a_recipes_rows_against_any_held_out_ones(tmp_path):
+def test_the_script_checks_a_recipes_rows_against_any_held_out_rows(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"q": f"What is {n} and {n}?", "a": str(2 * n)} for n in range(40)])
     write_jsonl(tmp_path / "heldout.jsonl", [{"prompt": "what is 7 and 7", "completion": "14"}, {"prompt": "Why?", "completion": "c"}])
     recipe = tmp_path / "mine.yaml"

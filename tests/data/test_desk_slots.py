@@ -1,4 +1,4 @@
-"""Values of the shipped rows: dealt to one part each, mostly coined, written as people write them; and tables that tell queries apart."""
+"""Values of the shipped rows: each belongs to one part, most are coined, all are written as people write them; SQL fixtures."""
 
 import random
 import sqlite3
@@ -19,14 +19,14 @@ def test_a_value_belongs_to_one_part_and_the_shares_are_kept():
     values = Values(DESK / "values")
     for name in values.lists:
         if name not in SHARED:
-            parts = [set(values.of(name, part)) for part in PARTS]
+            parts = [set(values.listed(name, part)) for part in PARTS]
             assert sum(map(len, parts)) == len(values.lists[name]) == len(set.union(*parts)) and all(parts), name
     drawn = Counter(part_of("reference", number) for number in range(20_000))
     assert all(abs(drawn[part] / 20_000 - SHARES[part]) < 0.02 for part in PARTS)
     assert all(set(values.lists[name]) <= set(values.lists[whole]) for name, whole in PART_OF_LIST.items())
 
 
-def test_a_value_stands_in_one_list_only():
+def test_a_value_is_in_one_list_only():
     listed = Counter(
         value.casefold()
         for name, values in Values(DESK / "values").lists.items()
@@ -85,15 +85,15 @@ def test_a_listing_knows_what_is_left_what_is_new_and_what_can_come_first():
 
 
 TABLE = Table(
-    "trips",
-    (("city", "TEXT"), ("driver", "TEXT"), ("fee", "INTEGER")),
-    "city",
-    "Oslo",
-    ("Lima", "Quito"),
-    "driver",
-    tuple("abcdef"),
-    "fee",
-    40,
+    name="trips",
+    columns=["city", "driver", "fee"],
+    text="city",
+    other="driver",
+    number="fee",
+    value="Oslo",
+    others=["Lima", "Quito"],
+    labels=list("abcdef"),
+    limit=40,
 )
 
 
@@ -108,7 +108,7 @@ TABLE = Table(
         ("SELECT driver FROM trips ORDER BY fee LIMIT 1", "SELECT driver FROM trips LIMIT 1"),
     ],
 )
-def test_near_misses_are_thought_of_and_answered_differently(query, miss):
+def test_near_misses_are_listed_and_answered_differently(query, miss):
     assert miss in near_misses(TABLE, query) and query not in near_misses(TABLE, query)
     database = sqlite3.connect(":memory:")
     database.executescript(table_script(TABLE, query, random.Random(1)))
@@ -116,6 +116,6 @@ def test_near_misses_are_thought_of_and_answered_differently(query, miss):
     database.close()
 
 
-def test_a_query_that_no_data_tells_apart_is_an_error():
+def test_a_query_that_no_data_distinguishes_is_an_error():
     with pytest.raises(NomoatError, match="no data found"):
         table_script(TABLE, "SELECT driver FROM trips WHERE city = 'Nowhere'", random.Random(1))

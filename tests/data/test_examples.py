@@ -1,4 +1,4 @@
-"""Rows from shipped sets and users' files: what is read, what is refused, and how rows are divided."""
+"""Rows from shipped sets and users' files: what is read and what is refused."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nomoat.config.schema import Columns, Data
-from nomoat.data.examples import HELDOUT_TIERS, Example, load_shipped_set, load_user_examples, normalise
-from nomoat.data.split import split_examples
+from nomoat.data.examples import HELDOUT_TIERS, load_shipped_set, load_user_examples, normalise
 from nomoat.errors import NomoatError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,10 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def write(path: Path, *records: object) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
-
-
-def row(name: str, group: str) -> Example:
-    return Example(name, f"prompt {name}", "answer", None, "rows", "train", group, {"by": "exact"})
 
 
 def refusal(path: Path) -> str:
@@ -66,7 +61,7 @@ def test_csv_jsonl_and_parquet_give_the_same_rows(tmp_path):
     assert [one.record() | {"score": ""} for one in from_columns] == [one.record() | {"score": ""} for one in from_lines]
 
 
-def test_an_empty_cell_is_an_empty_column_and_not_one_that_is_not_there(tmp_path):
+def test_an_empty_cell_is_an_empty_column_not_a_missing_one(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("instruction,context,response,lang\nWho?,,Me.,en\nWhere?,At sea.,Here.,en\nWer?,,Ich.,\n", encoding="utf-8")
     columns = Columns(prompt="{instruction}\n\n{context}", completion="response")
@@ -89,7 +84,8 @@ def test_a_csv_row_is_named_by_the_line_it_starts_on(tmp_path):
         ({"prompt": "p", "completion": None}, "completion is missing"),
         ({"prompt": "p", "completion": 7}, "completion must be text that is not empty; saw 7"),
         ({"prompt": "p", "completion": " \n"}, "completion must be text that is not empty; saw ' \\n'"),
-        ({"prompt": "\ud800", "completion": "c"}, "prompt must be text"),
+        ({"prompt": "\ud800", "completion": "c"}, "without its other half is no character"),
+        ({"prompt": "p", "completion": "c", "score": {"by": "contains", "all": ["\udfff"]}}, "without its other half is no character"),
         ({"prompt": "p", "completion": "c", "group": 3}, "group must be text that is not empty; saw 3"),
         ({"prompt": "p", "completion": "c", "score": "exactt"}, "did you mean 'exact'?"),
         ({"prompt": "p", "completion": "c", "score": ["exact"]}, "score must be the name of a scorer"),
@@ -108,10 +104,11 @@ def test_a_malformed_row_is_refused_with_its_line_and_what_is_allowed(tmp_path, 
     [
         ('{"prompt": "p", "completion": "c"', "not a JSON value"),
         ('{"prompt": "p", "prompt": "q", "completion": "c"}', "the same key twice"),
-        ('{"prompt": "p", "completion": "c", "score": {"by": "number", "tolerance": NaN}}', "NaN is not a JSON number"),
+        ('{"prompt": "p", "completion": "c", "score": {"by": "number", "tolerance": NaN}}', "NaN is not JSON"),
         ("[" * 100_000, "not a JSON value"),
         ("", "no rows in it"),
         ("\n\n", "no rows in it"),
+        ('"text"', "a row must be an object with prompt, completion"),
     ],
 )
 def test_a_line_that_is_not_a_row_is_refused(tmp_path, text, said):
@@ -147,7 +144,7 @@ def test_at_most_twenty_problems_are_shown(tmp_path):
     assert message.count("a.jsonl:") == 20 and "there may be more" in message
 
 
-def test_an_id_may_stand_once_only(tmp_path):
+def test_ids_must_be_unique(tmp_path):
     twice = {"id": "x", "prompt": "p", "completion": "c"}
     assert "the same id on more than one row: x" in refusal(write(tmp_path / "a.jsonl", twice, twice))
 
@@ -158,49 +155,6 @@ def test_normalising_folds_case_width_punctuation_and_spaces_and_nothing_else():
     assert normalise("3 + 4 = 7") == "3 + 4 = 7", "symbols carry meaning"
     assert normalise("नमस्ते") == "नमस्ते", "vowel signs are part of a word"
     assert normalise("?") != normalise("!"), "a prompt of punctuation only is compared as it is"
-
-
-def test_a_group_is_never_divided_and_every_row_is_kept():
-    rows = [row(f"{group}-{n}", f"group {group}") for group in range(60) for n in range(3)]
-    parts = split_examples(rows, validation=0.2, heldout=0.2)
-    groups = [{one.group for one in part} for part in (parts.train, parts.validation, parts.heldout)]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    assert sum(len(part) for part in (parts.train, parts.validation, parts.heldout)) == len(rows)
-    assert 4 <= len(groups[1]) <= 20 and 4 <= len(groups[2]) <= 20
-    assert {one.tier for one in parts.heldout} == {"phrasing"} and {one.tier for one in parts.validation} == {"validation"}
-
-
-def test_more_rows_do_not_move_a_group_from_one_part_to_another():
-    rows = [row(f"{group}", f"group {group}") for group in range(200)]
-    few, many = split_examples(rows[:100]), split_examples(reversed(rows))
-    assert {one.id for one in few.heldout} <= {one.id for one in many.heldout}
-    assert {one.id for one in few.train} <= {one.id for one in many.train}
-
-
-@pytest.mark.parametrize("number", [3, 4, 5, 8])
-def test_few_groups_still_give_every_part_something(number):
-    for start in range(40):
-        parts = split_examples([row(str(n), f"group {n}") for n in range(start, start + number)])
-        assert parts.train and parts.validation and parts.heldout
-
-
-def test_one_part_can_be_left_out_and_too_few_groups_are_refused():
-    rows = [row("a", "one"), row("b", "two")]
-    assert not split_examples(rows, validation=0).validation
-    with pytest.raises(NomoatError, match="2 group"):
-        split_examples(rows)
-    with pytest.raises(NomoatError, match="sum to less than 1"):
-        split_examples(rows, validation=0.5, heldout=0.5)
-
-
-def test_the_hashes_change_with_any_row_and_only_with_it():
-    rows = [row(str(n), f"group {n}") for n in range(20)]
-    parts = split_examples(rows)
-    again = split_examples([*rows[:-1], Example(**{**vars(rows[-1]), "completion": "another"})])
-    changed = {"train": parts.train_sha256 != again.train_sha256, "heldout": parts.heldout_sha256 != again.heldout_sha256}
-    assert parts.train_sha256 == split_examples(rows).train_sha256
-    last = rows[-1].group
-    assert changed == {"train": last in {one.group for one in parts.train}, "heldout": last in {one.group for one in parts.heldout}}
 
 
 def test_a_shipped_set_loads_by_name_and_by_folder():

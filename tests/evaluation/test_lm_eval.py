@@ -11,11 +11,11 @@ import pytest
 
 from nomoat.config.schema import Eval
 from nomoat.errors import NomoatError
-from nomoat.evaluation.lm_eval import load_tasks
+from nomoat.evaluation.lm_eval import load_tasks, paired_lines
 from nomoat.io import read_json, read_jsonl
 from nomoat.reports.build import read_report, verify_files, write_report
 from nomoat.reports.metrics import benchmark_scores
-from nomoat.stats.intervals import rate_interval
+from nomoat.stats.intervals import score_interval
 from nomoat.stats.paired import paired_difference
 from tests.stories import make_workplace, only_run, run
 
@@ -77,7 +77,7 @@ def test_both_arms_are_asked_the_same_documents_and_every_figure_follows_from_th
         assert score.n == len(pairs) == len({line["document"] for line in lines if line["task"] == score.task}) == 24
         assert score.base == pytest.approx(sum(base for base, _ in pairs) / 24)
         assert score.adapter == pytest.approx(sum(adapter for _, adapter in pairs) / 24)
-        assert score.base_interval == pytest.approx(rate_interval([base for base, _ in pairs], range(24)))
+        assert score.base_interval == pytest.approx(score_interval([base for base, _ in pairs], range(24)))
     assert [score.task for score in report.harness.scores] == ["sum_of_two", "town_of_country"]
     facts = report.harness.tasks["town_of_country"]
     assert facts["version"] == 2.5 and len(facts["sha256"]) == 64 and report.harness.chat_template
@@ -106,11 +106,11 @@ def test_an_edited_pair_is_noticed(finished: Path, tmp_path: Path) -> None:
     ("wanted", "said"),
     [
         (["arc_esy"], "did you mean arc_easy"),
-        (["nowhere.yaml"], "nowhere.yaml is not there"),
+        (["nowhere.yaml"], "there is no file nowhere.yaml"),
         (["humaneval"], "cannot be loaded"),
     ],
 )
-def test_a_task_that_cannot_be_asked_is_refused_before_anything_begins(
+def test_a_task_that_cannot_be_loaded_is_refused_before_anything_begins(
     wanted: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
@@ -125,6 +125,28 @@ def test_without_the_package_the_recipe_says_how_to_get_it(monkeypatch: pytest.M
     with pytest.raises(NomoatError, match="make harness"):
         load_tasks(Eval(harness=("arc_easy",)))
     assert load_tasks(Eval()) is None
+
+
+def results(accuracy: list[float], perplexity: float) -> dict[str, Any]:
+    """Harness results of one arm, its samples out of order and once more under a second filter."""
+    samples = [
+        {"doc_id": n, "doc_hash": f"d{n}", "filter": name, "acc": value, "ppl": (1.0, 2.0)}
+        for name, sign in (("strict", 1), ("none", 0))
+        for n, value in reversed(list(enumerate([sign * value for value in accuracy])))
+    ]
+    totals = {"acc,strict": sum(accuracy) / len(accuracy), "acc,none": 0.0, "acc_stderr,none": 0.1, "ppl,none": perplexity, "alias": "t"}
+    return {"results": {"t": totals}, "samples": {"t": samples}}
+
+
+def test_pairs_are_of_one_document_and_filter_and_a_total_that_is_no_mean_is_kept_as_it_is() -> None:
+    lines = list(paired_lines(results([1.0, 0.0, 1.0], 31.0), results([0.0, 0.0, 1.0], 29.0)))
+    strict = [line for line in lines if line["filter"] == "strict"]
+    assert [(line["document"], line["base"], line["adapter"]) for line in strict] == [("d0", 1.0, 0.0), ("d1", 0.0, 0.0), ("d2", 1.0, 1.0)]
+    assert [line["base"] for line in lines if (line["filter"], line["metric"]) == ("none", "acc")] == [0.0, 0.0, 0.0]
+    assert [line for line in lines if line["metric"] == "ppl"] == [
+        {"task": "t", "metric": "ppl", "filter": "none", "document": None, "base": 31.0, "adapter": 29.0}
+    ]
+    assert len(lines) == 7
 
 
 def line(document: str | None, base: float, adapter: float, metric: str = "acc") -> dict[str, Any]:

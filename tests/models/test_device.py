@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from nomoat.config.schema import Base, Hardware, Recipe
 from nomoat.errors import NomoatError
-from nomoat.models.device import Device, choose_device, scoring_precision, training_precision
+from nomoat.models import device as device_module
+from nomoat.models.device import PROBE_CALLS, Device, choose_device, machine_gflops, scoring_precision, training_precision
 
 CPU, MPS, CUDA = (Device(kind, "a name", 1, 2) for kind in ("cpu", "mps", "cuda"))
 
@@ -15,18 +18,18 @@ def recipe(precision: str) -> Recipe:
     return Recipe(name="r", base=Base(path="x"), precision=precision)
 
 
-def test_auto_takes_what_is_there_and_a_device_that_is_not_is_refused() -> None:
+def test_auto_takes_an_available_device_and_another_one_is_refused() -> None:
     import torch
 
     device = choose_device(Hardware())
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert device.kind == expected and device.memory_bytes > 1e9 and device.name
     for kind in {"cuda", "mps"} - {expected}:
-        with pytest.raises(NomoatError, match=rf"hardware\.device: '{kind}' is not available here; use .*cpu"):
+        with pytest.raises(NomoatError, match=rf"hardware\.device: '{kind}' is not available on this machine; use .*cpu"):
             choose_device(Hardware(device=kind))
 
 
-def test_a_processors_name_tells_how_wide_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processors_name_includes_its_widest_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     for can, name in (
@@ -48,9 +51,9 @@ def test_stated_threads_are_set() -> None:
         torch.set_num_threads(before)
 
 
-def test_float16_is_for_cuda_and_the_reason_is_told() -> None:
+def test_float16_is_for_cuda_and_the_reason_is_given() -> None:
     for place in (CPU, MPS):
-        with pytest.raises(NomoatError, match=f"float16 needs its loss scaled.*on {place.kind} it would be float32"):
+        with pytest.raises(NomoatError, match=f"float16 needs loss scaling.*on {place.kind} it would silently be float32"):
             training_precision(recipe("float16"), place)
     assert training_precision(recipe("float16"), CUDA) == scoring_precision("float16", CUDA) == "float16"
 
@@ -71,3 +74,22 @@ def test_a_cpu_scores_in_float32_and_a_gpu_as_it_trained() -> None:
     assert scoring_precision("bfloat16", CPU) == "float32"
     assert scoring_precision("bfloat16", CUDA) == "bfloat16"
     assert scoring_precision("nf4", CPU) == "nf4"
+
+
+def test_a_machines_rate_is_the_fastest_of_several_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    real, calls = torch.nn.functional.linear, []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) % 2:
+            time.sleep(0.05)  # every other product is far slower
+        return real(x, weight)
+
+    monkeypatch.setattr(device_module, "MATMUL_SIZE", 64)
+    monkeypatch.setattr(device_module, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    slowest = 2 * 64**3 / 0.05 / 1e9
+    assert machine_gflops("cpu") > 2 * slowest
+    assert calls == [64] * (1 + PROBE_CALLS), "one to warm up, and as many as it takes"

@@ -1,4 +1,4 @@
-"""Bases and adapters of the hub, by the real client from a hub of our own: fetched whole, or refused with what to do."""
+"""Bases and adapters of the hub, by the real client from a local hub: fetched whole, or refused with what to do."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def online(hub: str, folder: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
 
 
-def test_a_base_that_cannot_be_had_or_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_fetched_or_used_is_refused_in_one_line(hub: str, tmp_path: Path) -> None:
     cases = {
         "good": "fetched",
         "none": "could not be fetched",
         "gated": "for a gated model, your login",
         "pickled": "has no safetensors file; other formats are not loaded",
-        "own-code": "brings code of its own (modeling_owl.OwlForCausalLM); nomoat runs no code from outside",
+        "own-code": "needs remote code (modeling_owl.OwlForCausalLM), which nomoat never runs",
         "unheard-of": "architecture 'owl', which transformers",
         "encoder": "architecture 't5' is not a causal language model",
     }
@@ -83,8 +83,8 @@ def test_a_base_of_the_hub_goes_from_recipe_to_report(hub: str, tmp_path: Path) 
     done = run(tmp_path, "train/sft.py", "tiny.yaml", **online(hub, tmp_path))
     assert done.returncode == 0, done.stderr
     run_dir = only_run(tmp_path)
-    base = read_report(run_dir / "report.json").provenance["base"]
-    assert (base["name"], base["revision"]) == ("owl/good", COMMIT)
+    base = read_report(run_dir / "report.json").provenance.base
+    assert (base.name, base.revision) == ("owl/good", COMMIT)
     config = json.loads((run_dir / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owl/good", COMMIT)
 
@@ -102,7 +102,7 @@ def test_an_adapter_of_the_hub_is_fetched_as_plain_tensors_or_refused(hub: str, 
     assert "safetensors" in pickled and "could not be fetched" in unknown
 
 
-def test_what_is_unpinned_is_not_trained(tmp_path: Path) -> None:
+def test_an_unpinned_base_is_not_trained(tmp_path: Path) -> None:
     write_user_rows(tmp_path / "rows.jsonl", 60)
     (tmp_path / "tiny.yaml").write_text(RECIPE.replace("path: ./model", "hub: owl/good, revision: unpinned"))
     done = run(tmp_path, "train/sft.py", "tiny.yaml")

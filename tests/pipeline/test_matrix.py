@@ -179,4 +179,4 @@ def test_every_precision_goes_from_recipe_to_report_on_a_gpu(
     write_user_rows(tmp_path / "rows.jsonl", 60)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     report = read_report(run_recipe(tmp_path, f"precision={precision}", f"lora.method={method}", "hardware.device=cuda") / "report.json")
-    assert report.provenance["dtype"] == precision and report.cost.peak_device_bytes
+    assert report.provenance.dtype == precision and report.cost.peak_device_bytes

@@ -56,7 +56,7 @@ def test_rows_of_ones_own_are_answered_in_every_arm_and_the_cost_of_training_com
     assert report.adapter.sha256 == trained.adapter.sha256 and report.adapter.gate is not None and report.adapter.gate.passed
     assert report.cost.seconds_by_phase["train"] == trained.cost.seconds_by_phase["train"]
     assert report.cost.tokens_seen == trained.cost.tokens_seen
-    assert report.provenance["scored_from"]["run"] == only_run(finished).name
+    assert report.provenance.scored_from.run == only_run(finished).name
     assert find_private_strings(made, [*private_strings(environment(finished)), str(finished), "hunter2-hunter2"]) == []
 
 
@@ -91,7 +91,7 @@ def test_an_adapter_from_elsewhere_is_scored_without_a_price_it_did_not_pay(fini
     _made, report = score(finished, "--adapter", "theirs", out="foreign")
     own = read_report(only_run(finished) / "report.json")
     assert report.arms["adapter"] == own.arms["adapter"]
-    assert report.provenance["scored_from"]["foreign"] and report.cost.tokens_seen == 0 and "train" not in report.cost.seconds_by_phase
+    assert report.provenance.scored_from.foreign and report.cost.tokens_seen == 0 and "train" not in report.cost.seconds_by_phase
     assert (report.adapter.rank, report.adapter.parameters) == (own.adapter.rank, own.adapter.parameters)
     assert report.adapter.gate is not None and report.adapter.gate.checks[0].detail.endswith("tensors")
 

@@ -44,7 +44,7 @@ def test_one_command_leaves_a_run_that_says_all_it_should(finished: tuple[Path, 
     folder, printed = finished
     run_dir = only_run(folder)
     report = read_report(run_dir / "report.json")
-    assert report.provenance["matrix_gflops"] > 0.1, "how fast the machine was goes with the times"
+    assert report.provenance.matrix_gflops > 0.1, "how fast the machine was goes with the times"
     verify_files(report, run_dir)
     assert report.status == "finished" and report.adapter.gate is not None and report.adapter.gate.passed
     assert report.arms["base"].tiers["phrasing"].n == report.arms["adapter"].tiers["phrasing"].n > 0
@@ -179,7 +179,7 @@ def test_leaked_rows_stop_the_run_unless_a_reason_is_given(workplace: Path) -> N
     allowed = run(workplace, "train/sft.py", "tiny.yaml", "data.allow_leaks=a test", "train.max_steps=3")
     assert allowed.returncode in (0, 1), allowed.stderr
     report = read_report(only_run(workplace) / "report.json")
-    assert report.leaks is not None and report.leaks.exact > 0 and report.recipe["data"]["allow_leaks"] == "a test"
+    assert report.leaks is not None and report.leaks.exact > 0 and report.recipe.data.allow_leaks == "a test"
 
 
 def test_a_run_that_learns_nothing_fails_its_gate_and_says_so(workplace: Path) -> None:

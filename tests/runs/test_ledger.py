@@ -183,7 +183,7 @@ def test_segments_may_not_overlap(tmp_path: Path) -> None:
 
 
 def test_a_phase_nobody_knows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'trane' is no phase"), open_ledger(tmp_path).segment("trane"):
+    with pytest.raises(ValueError, match="'trane' is not a phase"), open_ledger(tmp_path).segment("trane"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Each rule with a reply that keeps it and one that breaks it."""
+"""Each rule with a reply that follows it and one that breaks it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers.rules import NAMES, broken_loosely, broken_rules, check_rules
-from nomoat.scorers.text import mentions
+from nomoat.scorers.rules import NAMES, broken_rules, broken_rules_leniently, check_constraints
 
-KEPT_AND_BROKEN: list[tuple[dict[str, Any], str, str]] = [
+CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"rule": "starts_with", "text": "Re:"}, "Re: lunch", "re: lunch"),
     ({"rule": "ends_with", "text": "Thanks"}, "So be it. Thanks\n", "Thanks, Ada"),
     ({"rule": "contains", "text": "by Friday"}, "Send it BY\nfriday.", "Send it by Fridays"),
@@ -35,14 +34,14 @@ KEPT_AND_BROKEN: list[tuple[dict[str, Any], str, str]] = [
 
 
 def test_every_rule_is_in_the_table() -> None:
-    assert {rule["rule"] for rule, _, _ in KEPT_AND_BROKEN} == set(NAMES)
+    assert {rule["rule"] for rule, _, _ in CASES} == set(NAMES)
 
 
-@pytest.mark.parametrize(("rule", "kept", "broken"), KEPT_AND_BROKEN, ids=lambda item: item["rule"] if isinstance(item, dict) else None)
-def test_a_rule_tells_a_reply_that_keeps_it_from_one_that_breaks_it(rule: dict[str, Any], kept: str, broken: str) -> None:
-    assert check_rules([rule]) == []
-    assert broken_rules(kept, [rule]) == []
-    assert broken_rules(broken, [rule]) == [rule["rule"]]
+@pytest.mark.parametrize(("rule", "follows", "breaks"), CASES, ids=lambda item: item["rule"] if isinstance(item, dict) else None)
+def test_a_rule_accepts_a_reply_that_follows_it_and_reports_one_that_breaks_it(rule: dict[str, Any], follows: str, breaks: str) -> None:
+    assert check_constraints({"rules": [rule]}, "") == []
+    assert broken_rules(follows, [rule]) == []
+    assert broken_rules(breaks, [rule]) == [rule["rule"]]
     assert broken_rules(" \n", [rule]) == [rule["rule"]]
 
 
@@ -50,34 +49,15 @@ def test_text_without_letters_is_neither_upper_nor_lower_case() -> None:
     assert broken_rules("123", [{"rule": "uppercase"}, {"rule": "lowercase"}]) == ["uppercase", "lowercase"]
 
 
-def test_the_loose_reading_takes_the_best_paragraph_and_ignores_the_case_of_texts_but_not_of_replies() -> None:
+def test_the_lenient_reading_takes_the_best_paragraph_and_ignores_the_case_of_texts_but_not_of_replies() -> None:
     rules = [{"rule": "starts_with", "text": "DEAR"}, {"rule": "one_line"}]
-    assert broken_loosely("Here it is:\n\ndear Ada", rules) == []
-    assert broken_loosely("Here it is:\ndear Ada", rules) != []
-    assert broken_loosely("loud", [{"rule": "uppercase"}]) == ["uppercase"]
+    assert broken_rules_leniently("Here it is:\n\ndear Ada", rules) == []
+    assert broken_rules_leniently("Here it is:\ndear Ada", rules) != []
+    assert broken_rules_leniently("loud", [{"rule": "uppercase"}]) == ["uppercase"]
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted", "found"),
-    [
-        ("Room 5.", "5", True),
-        ("5, please", "5", True),
-        ("15", "5", False),
-        ("5.2", "5", False),
-        ("1,5", "5", False),
-        ("Straße", "STRASSE", True),
-        ("C++ it is", "c++", True),
-        ("naïve", "naï", False),
-        ("", "a", False),
-        ("a", " ", False),
-    ],
-)
-def test_a_mention_is_of_whole_words(text: str, wanted: str, found: bool) -> None:
-    assert mentions(text, wanted) is found
-
-
-@pytest.mark.parametrize(
-    ("rules", "said"),
+    ("rules", "message"),
     [
         ("starts_with", "must be a list"),
         ([{"text": "a"}], "a rule looks like"),
@@ -85,11 +65,11 @@ def test_a_mention_is_of_whole_words(text: str, wanted: str, found: bool) -> Non
         ([{"rule": "uppercase", "number": 3}], "no key 'number'"),
         ([{"rule": "startswith", "text": "a"}], "did you mean 'starts_with'?"),
         ([{"rule": "starts_with", "txt": "a"}], "did you mean 'text'?"),
-        ([{"rule": "starts_with", "text": " "}], "string with something in it"),
-        ([{"rule": "lines", "number": True}], "whole number"),
-        ([{"rule": "lines", "number": -1}], "whole number"),
+        ([{"rule": "starts_with", "text": " "}], "a string that is not blank"),
+        ([{"rule": "lines", "number": True}], "an integer, 0 or more"),
+        ([{"rule": "lines", "number": -1}], "an integer, 0 or more"),
     ],
 )
-def test_a_wrong_rule_is_named_with_its_place(rules: Any, said: str) -> None:
-    problems = check_rules(rules)
-    assert any(said in problem for problem in problems), problems
+def test_an_invalid_rule_is_reported_with_its_position(rules: Any, message: str) -> None:
+    problems = check_constraints({"rules": rules}, "")
+    assert any(message in problem for problem in problems), problems

@@ -1,4 +1,4 @@
-"""What the sandbox lets a query do, and how results are compared."""
+"""The sandbox that runs queries, and how results are compared."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SHOP = (
 
 def test_a_query_returns_its_rows_and_the_tables_it_read() -> None:
     with Sandbox(SHOP) as sandbox:
-        found = sandbox.run("SELECT upper(name) FROM item ORDER BY id;")
-        assert found.rows == [("LAMP",), ("DESK",)]
-        assert found.tables == {"item"}
+        result = sandbox.run("SELECT upper(name) FROM item ORDER BY id;")
+        assert result.rows == [("LAMP",), ("DESK",)]
+        assert result.tables == {"item"}
         assert sandbox.run("SELECT 1").tables == frozenset()
-        assert sandbox.run("SELECT id FROM small", most=1).rows == [(1,)]
+        assert sandbox.run("SELECT id FROM small", max_rows=1).rows == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_query_returns_its_rows_and_the_tables_it_read() -> None:
         ("SELECT CAST(x'ff' AS TEXT)", "OperationalError"),
     ],
 )
-def test_what_is_more_than_reading_fails_and_leaves_the_database_as_it_was(query: str, why: str) -> None:
+def test_anything_beyond_reading_fails_and_leaves_the_database_unchanged(query: str, why: str) -> None:
     with Sandbox(SHOP) as sandbox:
         with pytest.raises(QueryFailed, match=why):
             sandbox.run(query)
@@ -67,7 +67,7 @@ def test_a_script_that_never_ends_is_an_error_of_the_script() -> None:
         Sandbox(endless, seconds=0.2)
 
 
-def test_tables_named_after_each_other_may_be_used_a_few_times_but_not_double_at_every_step() -> None:
+def test_chained_table_expressions_are_allowed_unless_they_double_at_every_step() -> None:
     chain = "WITH a AS (SELECT id FROM item), b(id) AS (SELECT x.id FROM a x JOIN a y), c AS (SELECT b.id FROM b) SELECT count(*) FROM c, b"
     doubling = "WITH t0 AS (SELECT 1 v)" + "".join(f", t{n} AS MATERIALIZED (SELECT * FROM t{n - 1}, t{n - 1})" for n in range(1, 25))
     with Sandbox(SHOP) as sandbox:

@@ -1,4 +1,4 @@
-"""The simulation behind the promise of 95 %: the same every time, and it would tell of an interval that is too narrow."""
+"""The simulation of coverage: reproducible, and able to detect an interval that is too narrow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def test_a_small_grid_is_the_same_every_time_and_makes_a_table() -> None:
     assert lines[2].startswith("| rate | 1 | 20 |") and [line.split("|")[2].strip() for line in lines[2:]] == ["1", "1", "3"]
 
 
-def test_intervals_that_are_too_narrow_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_that_are_too_narrow_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(scores: list[int], groups: list[int]) -> tuple[float, float]:
         mean = sum(scores) / len(scores)
         half = 1.96 * (mean * (1 - mean) / len(scores)) ** 0.5
         return mean - half, mean + half
 
-    monkeypatch.setattr(coverage, "rate_interval", plain)
-    cells = [cell for cell in grid(60, rows=(50,), seeds=()) if cell.what == "rate"]
+    monkeypatch.setattr(coverage, "score_interval", plain)
+    cells = list(grid(60, rows=(50,), seeds=()))
     low = failures(cells, 60)
     assert any(cell.rate == 0.99 for cell in low) and all(cell.coverage is not None and cell.coverage < 0.93 for cell in low)
 
@@ -33,13 +33,14 @@ def test_intervals_that_are_too_narrow_are_found_out(monkeypatch: pytest.MonkeyP
 def test_a_cell_without_intervals_says_so_and_is_no_failure() -> None:
     cell = Cell("rate", 20, 0.5, 0.0, 1, None, 0.0)
     assert failures([cell], 100) == [] and "too few groups" in table([cell])
+    assert all(cell.coverage is None for cell in grid(2, rows=(6,), seeds=(1, 3), rates=(0.5,))), "two groups are too few"
 
 
-def test_the_simulation_takes_the_intervals_that_a_report_would_have() -> None:
+def test_the_simulation_uses_the_intervals_of_a_report() -> None:
     draw = np.random.default_rng(1)
     groups = [at // 3 for at in range(30)]
     runs = [((draw.random(30) < 0.7).astype(int).tolist(), (draw.random(30) < 0.4).astype(int).tolist()) for _ in range(20)]
-    found = coverage.paired_intervals(runs, groups)
-    for (a, b), interval in zip(runs, found, strict=True):
+    intervals = coverage.paired_intervals(runs, groups)
+    for (a, b), interval in zip(runs, intervals, strict=True):
         assert interval == pytest.approx(paired_difference(a, b, ["f"] * 30, groups).interval)
     assert coverage.paired_intervals([([1] * 6, [0] * 6)], [at // 3 for at in range(6)]) == [None], "two groups are too few"

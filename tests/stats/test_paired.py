@@ -21,9 +21,7 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("first", "second", "n", "critical", "lower", "upper"), PRINTED)
-def test_tangos_interval_has_the_limits_that_are_printed(
-    first: int, second: int, n: int, critical: float, lower: float, upper: float
-) -> None:
+def test_tangos_interval_has_the_printed_limits(first: int, second: int, n: int, critical: float, lower: float, upper: float) -> None:
     assert tango(first, second, n, critical) == pytest.approx((lower, upper), abs=5e-4)
 
 
@@ -43,7 +41,7 @@ def test_tangos_limits_are_where_his_test_reaches_its_critical_value(first: floa
     assert _statistic(float(upper), first, second, n) == pytest.approx(-1.96, abs=2e-3)
 
 
-def test_tangos_interval_always_has_a_width_and_stays_possible() -> None:
+def test_tangos_interval_always_has_a_width_and_stays_within_1() -> None:
     square = 1.959963984540054**2
     assert tango(0, 0, 20) == pytest.approx((-square / (20 + square), square / (20 + square)), abs=1e-6)
     lower, upper = tango(20, 0, 20)
@@ -51,7 +49,7 @@ def test_tangos_interval_always_has_a_width_and_stays_possible() -> None:
     assert tango(0, 20, 20) == pytest.approx((-upper, -lower))
 
 
-def test_a_difference_is_the_first_arm_less_the_second_and_the_verdict_follows_the_interval() -> None:
+def test_a_difference_is_the_first_arm_minus_the_second_and_the_verdict_follows_the_interval() -> None:
     right, wrong = [1] * 18 + [0] * 2, [0] * 20
     better = paired_difference(right, wrong, ["f"] * 20, range(20))
     worse = paired_difference(wrong, right, ["f"] * 20, range(20))
@@ -62,27 +60,27 @@ def test_a_difference_is_the_first_arm_less_the_second_and_the_verdict_follows_t
     assert paired_difference(right, right, ["f"] * 20, range(20)).verdict == "cannot tell"
 
 
-def test_arms_that_never_differ_leave_room_for_a_difference() -> None:
-    found = paired_difference([1, 0] * 50, [1, 0] * 50, ["f"] * 100, range(100))
-    assert found.difference == 0
-    assert found.interval is not None
-    assert -0.05 < found.interval[0] < -0.02
-    assert 0.02 < found.interval[1] < 0.05
-    assert found.p_value == 1.0
+def test_arms_that_never_differ_still_have_an_interval_with_a_width() -> None:
+    paired = paired_difference([1, 0] * 50, [1, 0] * 50, ["f"] * 100, range(100))
+    assert paired.difference == 0
+    assert paired.interval is not None
+    assert -0.05 < paired.interval[0] < -0.02
+    assert 0.02 < paired.interval[1] < 0.05
+    assert paired.p_value == 1.0
 
 
 def test_one_row_of_difference_is_no_verdict() -> None:
     assert paired_difference([1] + [0] * 99, [0] * 100, ["f"] * 100, range(100)).verdict == "cannot tell"
 
 
-def test_the_same_rows_in_fewer_groups_are_less_sure_and_in_four_not_at_all() -> None:
+def test_the_same_rows_in_fewer_groups_have_a_wider_interval_and_in_four_none() -> None:
     a, b = [1, 1, 0, 1] * 30, [0, 1, 0, 0] * 30
     widths = []
     for groups in (120, 12, 6):
-        found = paired_difference(a, b, ["f"] * 120, [at * groups // 120 for at in range(120)])
-        assert found.interval is not None
-        assert found.standard_error == pytest.approx((found.interval[1] - found.interval[0]) / 2 / 1.96, rel=1e-4)
-        widths.append(found.interval[1] - found.interval[0])
+        paired = paired_difference(a, b, ["f"] * 120, [at * groups // 120 for at in range(120)])
+        assert paired.interval is not None
+        assert paired.standard_error == pytest.approx((paired.interval[1] - paired.interval[0]) / 2 / 1.96, rel=1e-4)
+        widths.append(paired.interval[1] - paired.interval[0])
     assert widths == sorted(widths)
     few = paired_difference(a, b, ["f"] * 120, [at * 4 // 120 for at in range(120)])
     assert (few.interval, few.smallest_detectable, few.standard_error, few.verdict) == (None, None, None, "cannot tell")
@@ -104,12 +102,12 @@ def test_mcnemars_p_is_the_exact_binomial_one() -> None:
 def test_continuous_scores_get_a_bootstrap_over_groups_and_no_p_value() -> None:
     draw = np.random.default_rng(6)
     b = draw.random(80) * 0.5
-    found = paired_difference(list(b + 0.2 + draw.normal(0, 0.05, 80)), list(b), ["f", "g"] * 40, [at // 4 for at in range(80)])
-    assert found.interval is not None
-    assert found.interval[0] < 0.2 < found.interval[1]
-    assert found.interval[1] - found.interval[0] < 0.06  # paired: the spread of the rows themselves is gone
-    assert (found.p_value, found.verdict) == (None, "better")
-    assert found.smallest_detectable == pytest.approx(0.05 * 2.8 / math.sqrt(80), rel=0.5)
+    paired = paired_difference(list(b + 0.2 + draw.normal(0, 0.05, 80)), list(b), ["f", "g"] * 40, [at // 4 for at in range(80)])
+    assert paired.interval is not None
+    assert paired.interval[0] < 0.2 < paired.interval[1]
+    assert paired.interval[1] - paired.interval[0] < 0.06  # paired: the spread of the rows themselves is gone
+    assert (paired.p_value, paired.verdict) == (None, "better")
+    assert paired.smallest_detectable == pytest.approx(0.05 * 2.8 / math.sqrt(80), rel=0.5)
 
 
 def test_the_smallest_detectable_difference_is_found_in_four_runs_of_five() -> None:
@@ -122,7 +120,7 @@ def test_the_smallest_detectable_difference_is_found_in_four_runs_of_five() -> N
     assert np.mean(np.array(lower) > 0) == pytest.approx(0.8, abs=0.05)
 
 
-def test_the_smallest_detectable_difference_falls_with_rows_and_is_never_below_what_could_be_seen() -> None:
+def test_the_smallest_detectable_difference_falls_with_rows_and_stays_above_0() -> None:
     few, many = (paired_difference([0] * n, [0] * n, ["f"] * n, range(n)).smallest_detectable for n in (20, 400))
     assert few is not None
     assert many is not None
@@ -158,8 +156,8 @@ def test_the_interval_covers_a_gain_of_98_percent_on_20_rows() -> None:
 def test_the_interval_covers_the_mean_of_six_families_that_nearly_always_gain() -> None:
     draw = np.random.default_rng(9)
     families = [f"f{at // 16}" for at in range(96)]
-    found = [paired_difference(list((draw.random(96) < 0.98).astype(int)), [0] * 96, families, range(96)).interval for _ in range(300)]
-    assert sum(interval is not None and interval[0] <= 0.98 <= interval[1] for interval in found) / 300 >= 0.93
+    intervals = [paired_difference(list((draw.random(96) < 0.98).astype(int)), [0] * 96, families, range(96)).interval for _ in range(300)]
+    assert sum(interval is not None and interval[0] <= 0.98 <= interval[1] for interval in intervals) / 300 >= 0.93
 
 
 def test_arms_of_unequal_length_are_refused() -> None:

@@ -7,12 +7,11 @@ import difflib
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -109,7 +108,7 @@ def _validate(raw: dict[str, Any], path: Path, overrides: Sequence[str]) -> Reci
     try:
         return Recipe.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
-        raise RecipeError(str(path), describe_problems(error)) from None
+        raise RecipeError(str(path), [_describe_problem(item) for item in error.errors(include_url=False)]) from None
 
 
 def _absolute(folder: Path, stated: str) -> str:
@@ -149,21 +148,17 @@ def _merge(parent: dict[str, Any], child: dict[str, Any], *, among_overrides: bo
 
     The overrides of one command give such a block key by key in any order, so among themselves they are joined, except for the rate.
     """
-    merged = dict(parent)
-    for key, value in child.items():
-        old = merged.get(key)
-        mixed = (among_overrides and key != "rate") or not _replaces(key, old, value)
-        if isinstance(old, dict) and isinstance(value, dict) and mixed:
-            merged[key] = _merge(old, value, among_overrides=among_overrides)
-        else:
-            merged[key] = value
+    merged = {**parent, **child}
+    for key in parent.keys() & child.keys():
+        old, new = parent[key], child[key]
+        joined = isinstance(old, dict) and isinstance(new, dict)
+        if joined and ((among_overrides and key != "rate") or not _replaces(key, old, new)):
+            merged[key] = _merge(old, new, among_overrides=among_overrides)
     return merged
 
 
-def _replaces(key: str, old: Any, new: Any) -> bool:
+def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether `new` states another alternative than `old`: another source of base or rows, or electricity in place of rental."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return True
     if key == "base":
         return any(source in new for source in BASE_SOURCES)
     if key == "data":  # the parent's fraction or columns belong to the parent's rows
@@ -182,12 +177,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def describe_problems(error: ValidationError) -> list[str]:
-    """One line per problem: dotted path, what is wrong, the value seen, the nearest known key for a typo."""
-    return [_describe_problem(item) for item in error.errors(include_url=False)]
-
-
 def _describe_problem(item: Any) -> str:
+    """One line: dotted path, what is wrong, the value seen, the nearest known key for a typo."""
     keys = [str(part) for part in item["loc"] if not str(part).startswith("<")]
     path = ".".join(keys) or "recipe"
     if item["type"] == "extra_forbidden":
@@ -203,13 +194,12 @@ def _describe_problem(item: Any) -> str:
 
 def _nearest(keys: list[str]) -> str:
     """The most similar key of the same block, else of any block, else the keys of the block."""
-    block = ".".join("N" if key.isdigit() else key for key in keys[:-1])
-    known = [description.key for description in describe_keys()]
-    here = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == block}
-    for candidates in (here, {name.rpartition(".")[2]: name for name in known}):
-        near = difflib.get_close_matches(keys[-1], sorted(candidates), n=1, cutoff=0.6)
-        if near:
-            return f"; did you mean {candidates[near[0]]}?"
+    block = "".join("N." if key.isdigit() else f"{key}." for key in keys[:-1])
+    everywhere = {description.key.rpartition(".")[2]: description.key for description in describe_keys()}
+    here = {key: f"{block}{key}" for key in everywhere if f"{block}{key}" in {description.key for description in describe_keys()}}
+    for candidates in (here, everywhere):
+        for near in difflib.get_close_matches(keys[-1], sorted(candidates), n=1):
+            return f"; did you mean {candidates[near]}?"
     return f"; known keys here: {', '.join(sorted(here))}"
 
 
@@ -223,20 +213,15 @@ class KeyDescription:
     meaning: str
 
 
-def describe_keys() -> list[KeyDescription]:
-    """Every key of a recipe, sections before the keys in them, in the order of the schema."""
-    return _describe_section(Recipe, "")
-
-
-def _describe_section(section: type[Section], prefix: str) -> list[KeyDescription]:
+def describe_keys(section: type[Section] = Recipe, prefix: str = "") -> list[KeyDescription]:
+    """Every key of a recipe (or of another section, below `prefix`), sections before the keys in them, in the order of the schema."""
     described: list[KeyDescription] = []
     for name, field in section.model_fields.items():
-        inner = _sections_in(field.annotation)
         kind = _type_in_words(field.annotation, field.metadata)
         default = "required" if field.is_required() else "" if isinstance(field.default, Section) else _as_yaml(field.default)
         described.append(KeyDescription(f"{prefix}{name}", kind, default, field.description or ""))
         position = "N." if kind.startswith("list") else ""
-        described += [key for one in inner for key in _describe_section(one, f"{prefix}{name}.{position}")]
+        described += [key for inner in _sections_in(field.annotation) for key in describe_keys(inner, f"{prefix}{name}.{position}")]
     return described
 
 
@@ -252,12 +237,7 @@ def _as_yaml(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-BOUNDS: tuple[tuple[type[Any], str, Callable[[Any], Any]], ...] = (
-    (annotated_types.Gt, "above", lambda bound: bound.gt),
-    (annotated_types.Ge, "at least", lambda bound: bound.ge),
-    (annotated_types.Lt, "below", lambda bound: bound.lt),
-    (annotated_types.Le, "at most", lambda bound: bound.le),
-)
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 PLAIN_TYPES = {str: "text", bool: "true or false", int: "integer", float: "number", dict: "mapping", datetime.date: "date"}
 
 
@@ -278,5 +258,5 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"list of {_type_in_words(parts[0]).replace('block', 'blocks')}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "block"
-    bounds = [f"{word} {read(item):g}" for kind, word, read in BOUNDS for item in constraints if isinstance(item, kind)]
+    bounds = [f"{words} {getattr(item, name):g}" for name, words in BOUNDS.items() for item in constraints if hasattr(item, name)]
     return " ".join([PLAIN_TYPES[origin or annotation], " and ".join(bounds)]).strip()

@@ -1,4 +1,4 @@
-"""From `revision: unpinned` to the 40 hex digits of a commit, in the recipe's own file, one line changed and every comment kept."""
+"""Replace `revision: unpinned` in a recipe's text by the 40 hex digits of a commit; everything else, comments included, is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS: dict[str, Literal["model", "dataset"]] = {"base": "model", "data": "datas
 
 @dataclass(frozen=True)
 class UnpinnedRevision:
-    """An unpinned revision: its block, what it is a revision of, and where its text stands."""
+    """An unpinned revision: its block (base or data), its repository, and the position of its value in the text."""
 
     block: str
     repository: str
@@ -24,7 +24,7 @@ class UnpinnedRevision:
 
 
 def find_unpinned(text: str) -> list[UnpinnedRevision]:
-    """The unpinned revisions of a recipe's own text (its parents' are theirs), in the order in which they stand."""
+    """The unpinned revisions in the text of a recipe (not in its parents), in their order."""
     places = []
     for block, node in _entries(yaml.compose(text, Loader=yaml.SafeLoader)):
         entries = dict(_entries(node)) if block in KINDS else {}
@@ -39,23 +39,21 @@ def _entries(node: Any) -> list[tuple[str, Any]]:
 
 
 def latest_commit(place: UnpinnedRevision) -> str:
-    """The commit that `main` of the repository stands at; NomoatError if the hub cannot be asked."""
+    """The latest commit of the repository's main branch; NomoatError if it cannot be looked up."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = HfApi().repo_info(place.repository, repo_type=KINDS[place.block]).sha
+        return str(HfApi().repo_info(place.repository, repo_type=KINDS[place.block]).sha)
     except (HfHubHTTPError, OSError) as error:
-        said = first_line(error)
         raise NomoatError(
-            f"{place.block}.hub: {place.repository} could not be looked up ({said}). Check the name, the network and, for a gated "
-            "repository, your login"
+            f"{place.block}.hub: {place.repository} could not be looked up ({first_line(error)}). Check the name, the network and, for a "
+            "gated repository, your login"
         ) from None
-    return str(found)
 
 
 def pin_text(text: str, commits: dict[UnpinnedRevision, str]) -> str:
-    """The text with each place's revision replaced."""
-    for place in sorted(commits, key=lambda one: one.start, reverse=True):
+    """The text with the commit in place of each unpinned revision."""
+    for place in sorted(commits, key=lambda place: place.start, reverse=True):
         text = text[: place.start] + commits[place] + text[place.end :]
     return text

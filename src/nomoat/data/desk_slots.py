@@ -1,8 +1,8 @@
 """Values for the slots of the shipped set: hand-written lists and generated forms, divided once into three parts.
 
-A value of an open pool (a name, a city, a reference number ...) belongs to train, validation or held-out for good,
-by a hash of the pool and the value; weekdays, small numbers and company endings are shared. Most training values are
-coined from parts (coined.yaml): of two hundred names, each seen a dozen times, a model learns the names instead of copying them.
+A value of an open pool (a name, a city, a reference number ...) belongs permanently to train, validation or held-out, by a hash of the
+pool and the value; weekdays, small numbers and company endings are shared. Most training values are coined from syllables and words
+(coined.yaml): given two hundred names, each seen a dozen times, a model learns the names instead of copying them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import string
 from dataclasses import dataclass
 from datetime import date, time, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,17 @@ from nomoat.errors import NomoatError
 
 PARTS = ("train", "validation", "heldout")
 SHARES = {"train": 0.70, "validation": 0.08, "heldout": 0.22}
-HARDER = 0.3  # share of training dates and times that are drawn from the harder ones alone
-COINED = 0.7  # share of the training values of a pool that are coined, where coined.yaml has parts for it
+HARDER = 0.3  # share of training dates and times drawn from the harder ones only
+COINED = 0.7  # share of a pool's training values that are coined, if coined.yaml has parts for it
 SHARED = ("company_tails", "weekdays")  # lists too small to divide
-PART_OF_LIST = {"devices": "items"}  # a list that repeats values of another is divided as that one is
-PATTERNS = {  # A: a capital letter, a: a small one, #: a digit
+PART_OF_LIST = {"devices": "items"}  # a list whose values another list has too is divided like that one
+PATTERNS = {  # A: an upper-case letter, a: a lower-case letter, #: a digit
     "reference": ("A-#####", "AA####", "AAA-####", "##-####", "####/##", "A#A-###", "aa-####-a", "AA.###.##", "######", "A##-A##"),
     "room": ("A##", "A#.##", "###", "A-###", "#A"),
     "phone": ("555-####", "0## 555 ####", "+## 555 ### ###"),
 }
-LISTINGS = {  # slots that draw a list, and of what
+# Slots that draw a list, and the pool of its values.
+LISTINGS = {
     "guests": "first_names",
     "stops": "cities",
     "things": "items",
@@ -44,7 +44,7 @@ FIRST_DAY, DAYS = date(2023, 1, 1), 6 * 365
 
 @dataclass(frozen=True)
 class Listing:
-    """Three to five different things of one sort, one of them picked out, and one more that is not among them."""
+    """Three or four different values of one pool, one of them picked as target, and a new one that is not among them."""
 
     all: tuple[str, ...]
     target: str
@@ -55,65 +55,70 @@ class Listing:
 
     @property
     def rest(self) -> list[str]:
-        """All but the target, in their order."""
+        """All values except the target, in order."""
         return [value for value in self.all if value != self.target]
 
     @property
     def replaced(self) -> list[str]:
-        """All, the new one standing where the target stood."""
+        """All values, with the new one in place of the target."""
         return [self.new if value == self.target else value for value in self.all]
 
     @property
     def later(self) -> str:
-        """The target, or the last one where the target stands first: what can be moved to the front."""
+        """The target, or the last value if the target is first: a value that can be moved to the front."""
         return self.target if self.target != self.all[0] else self.all[-1]
 
 
 @dataclass(frozen=True)
 class Table:
-    """An invented table with two text columns and a number column, and what a question about it may name."""
+    """An invented table with two text columns and a number column, and the values that a question about it may name."""
 
     name: str
-    columns: tuple[tuple[str, str], ...]
+    columns: list[str]  # the three that follow, in any order
     text: str
-    value: str
-    others: tuple[str, ...]  # more values of the `text` column
     other: str
-    labels: tuple[str, ...]  # values of the `other` column, one a data row
     number: str
+    value: str  # of the `text` column, as are `others`
+    others: list[str]
+    labels: list[str]  # values of the `other` column, one per data row
     limit: int
+
+    @property
+    def named(self) -> str:
+        """The names of the columns."""
+        return ", ".join(self.columns)
 
     @property
     def typed(self) -> str:
         """The columns as a CREATE TABLE statement lists them."""
-        return ", ".join(f"{name} {kind}" for name, kind in self.columns)
-
-    @property
-    def named(self) -> str:
-        """The columns' names only."""
-        return ", ".join(name for name, _ in self.columns)
+        return ", ".join(f"{name} {'INTEGER' if name == self.number else 'TEXT'}" for name in self.columns)
 
 
 def part_of(pool: str, value: object) -> str:
-    """The part of the set that a value of an open pool belongs to, for good."""
+    """The part of the set to which a value of an open pool permanently belongs."""
     place = int(hashlib.sha256(f"{pool}:{value}".encode()).hexdigest()[:12], 16) / 16**12
     return "train" if place < SHARES["train"] else "validation" if place < SHARES["train"] + SHARES["validation"] else "heldout"
 
 
 class Values:
-    """Draws values for slots; `part` says whose values may be drawn."""
+    """Draws values for slots; `part` is the part whose values may be drawn."""
 
     def __init__(self, folder: Path) -> None:
         self.lists = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.txt"))}
         coined = folder / "coined.yaml"
-        self._parts: dict[str, Any] = parse_yaml(coined.read_text(encoding="utf-8"), str(coined))
+        self._syllables: dict[str, Any] = parse_yaml(coined.read_text(encoding="utf-8"), str(coined))
         self._divided: dict[tuple[str, str], list[str]] = {}
         for name, values in self.lists.items():
             if len(set(values)) < len(values) or not all(value == value.strip() and value for value in values):
                 raise NomoatError(f"{folder / name}.txt: a value is empty, padded with spaces or given twice")
+            for part in PARTS:
+                pool = PART_OF_LIST.get(name, name)
+                self._divided[name, part] = [value for value in values if name in SHARED or part_of(pool, value) == part]
+        unseen = {value for (name, part), values in self._divided.items() if name not in SHARED and part != "train" for value in values}
+        self._unseen = re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(unseen)) + r")(?!\w)")
 
     def draw(self, slot: str, part: str, rng: random.Random, taken: list[Any]) -> Any:
-        """A value for `slot` (`person2` draws a person) that is not among those `taken`."""
+        """A value for `slot` (`person2` draws a person) that is not in `taken`; NomoatError if none is left."""
         pool = slot.rstrip(string.digits)
         for _ in range(1000):
             value = self._draw(pool, part, rng)
@@ -128,46 +133,35 @@ class Values:
             return self._listing(LISTINGS[pool], part, rng)
         if pool in PATTERNS:
             return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
-        return self._pick(_list_of(pool), part, rng)
+        # `weekdays` draws from weekdays.txt, `weekday` too
+        return self._pick("cities" if pool == "city" else pool if pool.endswith("s") else f"{pool}s", part, rng)
 
     def _pick(self, name: str, part: str, rng: random.Random) -> str:
-        """A value of a list, or for training mostly a coined one like it."""
-        if part == "train" and name in self._parts and rng.random() < COINED:
+        """A value of a list, or for training mostly a coined one of the same kind."""
+        if part == "train" and name in self._syllables and rng.random() < COINED:
             return str(self._until(name, part, lambda: self._coin(name, rng)))
-        return rng.choice(self.of(name, part))
+        return rng.choice(self.listed(name, part))
 
     def _coin(self, name: str, rng: random.Random) -> str:
-        """A coined value in which no listed value of another part stands as a word."""
-        while self._of_others.search(made := self._joined(name, rng)):
-            pass
+        """A coined value that contains no listed value of another part as a word."""
+        made = None
+        while made is None or self._unseen.search(made):
+            chosen = [rng.choice(choices) for choices in self._syllables[name]["parts"]]
+            made = str(self._syllables[name]["join"]).join(filter(None, chosen))
         return made
-
-    def _joined(self, name: str, rng: random.Random) -> str:
-        parts = [rng.choice(choices) for choices in self._parts[name]["parts"]]
-        return str(self._parts[name]["join"]).join(part for part in parts if part)
-
-    @cached_property
-    def _of_others(self) -> re.Pattern[str]:
-        others = {value for name in self.lists if name not in SHARED for part in PARTS[1:] for value in self.of(name, part)}
-        return re.compile(r"(?<!\w)(?:" + "|".join(re.escape(value) for value in sorted(others)) + r")(?!\w)")
 
     def _several(self, count: int, name: str, part: str, rng: random.Random) -> list[str]:
         if part != "train":
-            return rng.sample(self.of(name, part), count)
-        found: dict[str, None] = {}
-        while len(found) < count:
-            found[self._pick(name, part, rng)] = None
-        return list(found)
+            return rng.sample(self.listed(name, part), count)
+        values: dict[str, None] = {}
+        while len(values) < count:
+            values[self._pick(name, part, rng)] = None
+        return list(values)
 
-    def of(self, name: str, part: str) -> list[str]:
-        """The values of a list that belong to `part`; all of them where the list is shared."""
+    def listed(self, name: str, part: str) -> list[str]:
+        """The values of a list that belong to `part`; all of them if the list is shared."""
         if name not in self.lists:
             raise NomoatError(f"no list of values named {name!r} (known: {', '.join(self.lists)})")
-        if name in SHARED:
-            return self.lists[name]
-        if (name, part) not in self._divided:
-            pool = PART_OF_LIST.get(name, name)
-            self._divided[name, part] = [value for value in self.lists[name] if part_of(pool, value) == part]
         return self._divided[name, part]
 
     def _until(self, pool: str, part: str, make: Any) -> Any:
@@ -182,7 +176,7 @@ class Values:
         return f"{self._pick('company_heads', part, rng)} {self._pick('company_tails', part, rng)}"
 
     def _date(self, part: str, rng: random.Random) -> date:
-        """In training rows, a day of one digit more often than a calendar has it: `2 May` is not 22 May."""
+        """In training rows, one-digit days are more frequent than in a calendar, so that `2 May` is not read as 22 May."""
         early = part == "train" and rng.random() < HARDER
 
         def draw() -> date:
@@ -192,12 +186,12 @@ class Values:
         return self._until("date", part, draw)
 
     def _time(self, part: str, rng: random.Random) -> time:
-        """In training rows, afternoons more often: those hours have to be computed."""
+        """In training rows, afternoons are more frequent: their 12-hour form has to be computed."""
         late = part == "train" and rng.random() < HARDER
         return self._until("time", part, lambda: time(rng.randrange(13 if late else 7, 20), 5 * rng.randrange(12)))
 
     def _amount(self, part: str, rng: random.Random) -> float:
-        """A price whose last digit is not 0, so that its text and its number look the same."""
+        """A price whose last digit is not 0, so that it looks the same as text and as a number."""
         return self._until("amount", part, lambda: (10 * rng.randrange(50, 9000) + rng.randrange(1, 10)) / 100)
 
     def _quantity(self, part: str, rng: random.Random) -> int:
@@ -207,30 +201,28 @@ class Values:
         return self._listing(rng.choice(list(LISTINGS.values())), part, rng)
 
     def _listing(self, names: str, part: str, rng: random.Random) -> Listing:
-        size = 3 if names == "reference" else rng.randrange(3, 5)  # digits make long answers: many tokenizers give each its own token
+        size = 3 if names == "reference" else rng.randrange(3, 5)  # digits make long answers: many tokenizers have one token per digit
         chosen: list[str] = []
         while len(chosen) <= size:
             chosen.append(self.draw(names, part, rng, chosen))
         return Listing(tuple(chosen[:size]), chosen[rng.randrange(size)], chosen[size])
 
     def _table(self, part: str, rng: random.Random) -> Table:
-        sorts = {"place_columns": "cities", "person_columns": "first_names", "thing_columns": "items"}
-        text, other = rng.sample(sorted(sorts), 2)
-        names = [self.draw(pool, part, rng, []) for pool in ("tables", text, other, "number_columns")]
-        columns = [(names[1], "TEXT"), (names[2], "TEXT"), (names[3], "INTEGER")]
+        pools = {"place_columns": "cities", "person_columns": "first_names", "thing_columns": "items"}
+        texts, others = rng.sample(sorted(pools), 2)
+        name, text, other, number = (self.draw(pool, part, rng, []) for pool in ("tables", texts, others, "number_columns"))
+        columns = [text, other, number]
         rng.shuffle(columns)
-        values = self._several(3, sorts[text], part, rng)
-        labels = tuple(self._several(6, sorts[other], part, rng))
-        return Table(names[0], tuple(columns), names[1], values[0], tuple(values[1:]), names[2], labels, names[3], rng.randrange(12, 90))
-
-
-def _list_of(pool: str) -> str:
-    """The list that a slot draws from: `city` from cities.txt, `item` from items.txt, a list's own name from itself."""
-    return pool if pool.endswith("s") else "cities" if pool == "city" else f"{pool}s"
+        value, *more = self._several(3, pools[texts], part, rng)
+        labels = self._several(6, pools[others], part, rng)
+        limit = rng.randrange(12, 90)
+        return Table(
+            name=name, columns=columns, text=text, other=other, number=number, value=value, others=more, labels=labels, limit=limit
+        )
 
 
 def _from_pattern(pattern: str, rng: random.Random) -> str:
-    """`A-##` as 'K-48'; letters that look like digits are left out, a number does not start with 0."""
+    """`A-##` becomes 'K-48'; letters that look like digits are not used, and a number does not start with 0."""
     letters = "ABCDEFGHJKLMNPQRSTUVWXYZ"
     alphabets = {"A": letters, "a": letters.lower().replace("l", ""), "#": string.digits}
     made = "".join(rng.choice(alphabets.get(sign, sign)) for sign in pattern)

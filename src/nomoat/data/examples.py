@@ -1,6 +1,6 @@
-"""Rows: the one form in which training and evaluation data travel, from a shipped set or a user's own file.
+"""Examples (rows): the one form of training and evaluation data, loaded from a shipped set or from a user's file.
 
-One row, as it stands in a .jsonl file:
+A row as it appears in a .jsonl file:
 
     {"id": "edit-t-0007", "prompt": "Reverse: Oslo, Lima, Quito", "completion": "Quito, Lima, Oslo",
      "family": "edit", "tier": "train", "group": "edit-p31", "score": {"by": "exact"}, "slots": ["Oslo, Lima, Quito"]}
@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from nomoat.config.schema import Data
-from nomoat.data.readers import Records, map_columns, read_records
+from nomoat.config.schema import Data, Tier
+from nomoat.data.readers import Problem, Records, map_columns, read_records
 from nomoat.errors import NomoatError, did_you_mean, quoted
 from nomoat.io import sha256_of
+from nomoat.scorers import check_spec
 
-HELDOUT_TIERS = ("values", "phrasing", "family", "retention")
+HELDOUT_TIERS: tuple[str, ...] = get_args(Tier)
 TIERS_OF_FILE = {"train": ("train",), "validation": ("validation",), "heldout": HELDOUT_TIERS}
 USER_KEYS = ("prompt", "completion", "system", "family", "group", "score", "id")
-SHIPPED_KEYS = (*USER_KEYS, "tier", "slots")
+SHIPPED_KEYS = (*USER_KEYS, "tier", "slots")  # also of the held-out rows that a run keeps
 MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example: what is asked, what is wanted, which phrasing it came from, and how an answer is scored.
+    """One row: prompt and reference completion, the kind of task (`family`), and how an answer is scored.
 
-    `group` names the phrasing: rows of one group are not independent. `slots` are the values filled into the
-    phrasing's prompt, as they appear there; the leak audit masks them.
+    `group` names the phrasing (template): rows of one group are not independent. `slots` are the values filled into the phrasing's
+    prompt, as they appear there; the contamination check masks them.
     """
 
     id: str
@@ -52,13 +56,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """A set divided once and for all: train, validation (for every choice made on the way) and held-out rows."""
+    """A data set divided once and for all: train, validation (for every choice made during development) and held-out rows."""
 
     name: str
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     heldout: tuple[Example, ...]
-    origin: dict[str, Any] = field(default_factory=dict)  # of a published set: revision, subset, split, licence, rows left out
+    origin: dict[str, Any] = field(default_factory=dict)  # of a hub set: revision, subset, split, licence, number of rows left out
 
     @cached_property
     def train_sha256(self) -> str:
@@ -72,7 +76,7 @@ class Splits:
 
 
 class _Separators(dict[int, Any]):
-    """For str.translate: punctuation, separators and control characters become a space (marks of a script stay)."""
+    """For str.translate: punctuation, separators and control characters become a space (combining marks stay)."""
 
     def __missing__(self, code: int) -> Any:
         self[code] = " " if unicodedata.category(chr(code))[0] in "PZC" else code
@@ -83,15 +87,15 @@ _SEPARATORS = _Separators()
 
 
 def normalise(text: str) -> str:
-    """`text` for comparing only: NFKC, casefolded, punctuation and white space collapsed to single spaces."""
+    """`text` for comparisons only: NFKC, casefolded, punctuation and white space collapsed to single spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(folded.translate(_SEPARATORS).split()) or folded.strip()
 
 
 def load_shipped_set(name_or_dir: str | Path, root: Path) -> Splits:
-    """The shipped set `data/<name>` below the repository `root`, or a folder laid out like one.
+    """The shipped set `data/<name>` of the repository `root`, or a folder with the same files.
 
-    Raises NomoatError for an unknown set, a missing file or any malformed row.
+    Raises NomoatError for an unknown set, a missing file or a malformed row.
     """
     folder = root / "data" / name_or_dir
     if not folder.is_dir():
@@ -99,86 +103,63 @@ def load_shipped_set(name_or_dir: str | Path, root: Path) -> Splits:
     if not (folder / "train.jsonl").is_file():
         known = sorted(path.parent.name for path in (root / "data").glob("*/train.jsonl"))
         raise NomoatError(f"data: no set named {str(name_or_dir)!r}{did_you_mean(str(name_or_dir), known)}")
-    parts = {part: _load_file(folder / f"{part}.jsonl", SHIPPED_KEYS, tiers) for part, tiers in TIERS_OF_FILE.items()}
-    _refuse_repeated_ids(str(folder), [row for rows in parts.values() for row in rows])
-    return Splits(folder.name, tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["heldout"]))
+    files = {part: folder / f"{part}.jsonl" for part in TIERS_OF_FILE}
+    parts = {part: build_examples(str(file), read_records(file), tiers=TIERS_OF_FILE[part]) for part, file in files.items()}
+    _refuse_repeated_ids(str(folder), chain(*parts.values()))
+    return Splits(folder.name, **{part: tuple(rows) for part, rows in parts.items()})
 
 
 def load_heldout(path: Path) -> tuple[Example, ...]:
-    """The held-out rows that a run keeps beside its report."""
-    return tuple(_load_file(path, SHIPPED_KEYS, HELDOUT_TIERS))
+    """The held-out rows that a run keeps in its heldout.jsonl."""
+    return tuple(build_examples(str(path), read_records(path), tiers=HELDOUT_TIERS))
 
 
 def load_user_examples(path: Path, data: Data | None = None) -> list[Example]:
     """Rows of a user's .jsonl, .csv or .parquet file; only prompt and completion are required of each.
 
-    `data` says what other columns hold them, which records count, and how rows are scored that do not say so themselves; a file with
-    a prompt and a completion in its first record is taken as it is. Raises NomoatError naming file, line (record number in a
-    .parquet), the value seen and what is allowed, for at most 20 problems at once.
+    `data` gives the column map, which records to keep, and the scorer of rows that state none; a file whose first record has a prompt
+    and a completion needs no map. Raises NomoatError naming file, line (in a .parquet file: number of the record), the value seen and
+    what is allowed, for at most 20 problems at once.
     """
-    found = list(_records(path))
-    ready = any(isinstance(record, dict) and {"prompt", "completion"} <= record.keys() for _, record in found[:1])
-    records = found if data is None or ready else map_columns(found, data.columns, data.where)
-    return build_examples(str(path), records, score=data.score if data else None)
+    if data is None:
+        return build_examples(str(path), read_records(path))
+    records = list(read_records(path))
+    ready = bool(records) and isinstance(records[0][1], dict) and {"prompt", "completion"} <= records[0][1].keys()
+    return build_examples(str(path), records if ready else map_columns(records, data.columns, data.where), score=data.score)
 
 
-def build_examples(place: str, records: Records, *, score: dict[str, Any] | None = None) -> list[Example]:
-    """Rows from records of `place` that have our keys; `score` is for those that state none. Raises as `load_user_rows` does."""
-    if score is not None:
-        records = _with_score(records, score)
-    return _build_examples(place, records, USER_KEYS, ("train",), check_scores=True)
-
-
-def _with_score(records: Records, score: dict[str, Any]) -> Records:
-    for line, record in records:
-        yield line, {**record, "score": record.get("score") or score} if isinstance(record, dict) else record
-
-
-def _load_file(path: Path, keys: tuple[str, ...], tiers: tuple[str, ...]) -> list[Example]:
-    return _build_examples(str(path), _records(path), keys, tiers)
-
-
-def _records(path: Path) -> Records:
-    if not path.is_file():
-        raise NomoatError(f"{path}: no such file")
-    return read_records(path)
-
-
-def _build_examples(
-    place: str, records: Records, keys: tuple[str, ...], tiers: tuple[str, ...], *, check_scores: bool = False
+def build_examples(
+    place: str, records: Records, *, tiers: tuple[str, ...] | None = None, score: dict[str, Any] | None = None
 ) -> list[Example]:
-    """Check and build every row, or report the problems together.
+    """Rows from records of `place` with a row's keys; `score` is for those that state none. Raises as `load_user_examples` does.
 
-    `check_scores`: also refuse a row whose own completion does not score 1. A shipped set is spared that at every
-    start; its test does it.
+    With `tiers` they are a shipped set's, which state one of these. Without, they are a user's, all of tier "train", and a row is also
+    refused if its own completion does not score 1 (a shipped set's scores are checked by its test instead of at every start).
     """
+    keys = SHIPPED_KEYS if tiers else USER_KEYS
     rows: list[Example] = []
     problems: list[str] = []
     for line, record in records:
-        found = [record] if isinstance(record, str) else _problems(record, keys, tiers)
-        if not found:
-            row = _example(record, line, tiers[0])
-            found = _score_problems(row) if check_scores else []
+        if score is not None and isinstance(record, dict) and not record.get("score"):
+            record = {**record, "score": score}
+        mistakes = [str(record)] if isinstance(record, Problem) else _problems(record, keys, tiers)
+        if not mistakes:
+            row = _example(record, line)
+            mistakes = [] if tiers else [f"score: {problem}" for problem in check_spec(row.score, row.completion)]
             rows.append(row)
-        problems += [f"{place}:{line}: {problem}" for problem in found]
+        problems += [f"{place}:{line}: {problem}" for problem in mistakes]
         if len(problems) >= MAX_PROBLEMS:
             break
     if problems:
         more = "\n  (there may be more)" if len(problems) >= MAX_PROBLEMS else ""
         raise NomoatError("bad rows:\n  " + "\n  ".join(problems[:MAX_PROBLEMS]) + more)
     if not rows:
-        raise NomoatError(f"{place}: no rows in it; one row a line is needed, with {' and '.join(keys[:2])}")
+        raise NomoatError(f"{place}: no rows in it; one row per line is needed, with {' and '.join(keys[:2])}")
     _refuse_repeated_ids(place, rows)
     return rows
 
 
-def _score_problems(row: Example) -> list[str]:
-    from nomoat.scorers import check_spec
-
-    return [f"score: {problem}" for problem in check_spec(row.score, row.completion)]
-
-
-def _example(record: dict[str, Any], line: int, tier: str) -> Example:
+def _example(record: dict[str, Any], line: int) -> Example:
     score = record.get("score") or "exact"
     return Example(
         id=record.get("id") or f"row-{line}",
@@ -186,39 +167,37 @@ def _example(record: dict[str, Any], line: int, tier: str) -> Example:
         completion=record["completion"],
         system=record.get("system"),
         family=record.get("family") or "rows",
-        tier=record.get("tier") or tier,
+        tier=record.get("tier", "train"),
         group=record.get("group") or hashlib.sha256(normalise(record["prompt"]).encode()).hexdigest()[:16],
         score={"by": score} if isinstance(score, str) else score,
         slots=tuple(record.get("slots") or ()),
     )
 
 
-def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...]) -> list[str]:
+def _problems(record: Any, keys: tuple[str, ...], tiers: tuple[str, ...] | None) -> list[str]:
     """Everything wrong with one record, each with the value seen and what is allowed."""
     if not isinstance(record, dict):
         return [f"a row must be an object with {', '.join(keys)}; saw {quoted(record)}"]
-    found = [f"no such key as {key!r}{did_you_mean(key, keys)}" for key in record if key not in keys]
-    found += [f"{key} is missing" for key in ("prompt", "completion") if record.get(key) is None]
+    mistakes = [f"no such key as {key!r}{did_you_mean(key, keys)}" for key in record if key not in keys]
+    mistakes += [f"{key} is missing" for key in ("prompt", "completion") if record.get(key) is None]
     texts = [key for key in keys if key not in ("score", "slots") and record.get(key) is not None]
-    found += [f"{key} must be text that is not empty; saw {quoted(record[key])}" for key in texts if not _is_text(record[key])]
-    if "tier" in keys and record.get("tier") not in tiers:
-        found.append(f"tier must be {' or '.join(tiers)} in this file; saw {quoted(record.get('tier'))}")
+    mistakes += [f"{key} must be text that is not empty; saw {quoted(record[key])}" for key in texts if not _is_text(record[key])]
+    if tiers and record.get("tier") not in tiers:
+        mistakes.append(f"tier must be {' or '.join(tiers)} in this file; saw {quoted(record.get('tier'))}")
     score = record.get("score")
     if score is not None and not _is_text(score.get("by") if isinstance(score, dict) else score):
-        found.append(f'score must be the name of a scorer or an object like {{"by": "exact"}}; saw {quoted(score)}')
+        mistakes.append(f'score must be the name of a scorer or an object like {{"by": "exact"}}; saw {quoted(score)}')
     slots = record.get("slots", [])
     if not isinstance(slots, list) or not all(_is_text(slot) for slot in slots):
-        found.append(f"slots must be a list of texts; saw {quoted(slots)}")
-    return found
+        mistakes.append(f"slots must be a list of texts; saw {quoted(slots)}")
+    return mistakes
 
 
 def _is_text(value: Any) -> bool:
-    """Text that is not blank and can be encoded (a lone surrogate cannot)."""
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _refuse_repeated_ids(place: str, rows: list[Example]) -> None:
-    seen: set[str] = set()
-    twice = sorted({row.id for row in rows if row.id in seen or seen.add(row.id)})  # type: ignore[func-returns-value]
-    if twice:
-        raise NomoatError(f"{place}: the same id on more than one row: {', '.join(twice[:MAX_PROBLEMS])}; each row needs its own")
+def _refuse_repeated_ids(place: str, rows: Iterable[Example]) -> None:
+    repeated = sorted(name for name, times in Counter(row.id for row in rows).items() if times > 1)
+    if repeated:
+        raise NomoatError(f"{place}: the same id on more than one row: {', '.join(repeated[:MAX_PROBLEMS])}; ids must be unique")

@@ -1,10 +1,10 @@
-"""Rows from a table with other columns than ours: a declarative map, so that no set needs code of its own.
+"""Records of data files and hub tables, and the column maps that turn them into rows.
 
     columns: {prompt: "{instruction}\\n\\n{context}", completion: response, family: category}
     columns: {messages: messages}
     columns: {tree: {id: message_id, parent: parent_id, text: text, role: role, rank: rank}}
 
-A value is the name of a column, or a text with columns in braces.
+A column map is declarative, so no data set needs code. A value is a column's name, or a text with columns in braces.
 """
 
 from __future__ import annotations
@@ -14,19 +14,37 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nomoat.config.schema import Columns, Data, Tree
-from nomoat.errors import NomoatError, did_you_mean, quoted
+from nomoat.errors import NomoatError, did_you_mean, first_line, quoted
+from nomoat.scorers.json import parse_json
 
-# MERGED records:
-# Records of a .jsonl, .csv or .parquet file, each with its line, read as strictly as a row has to be.
+TABLES = ("json", "csv", "parquet", "arrow")  # hub formats whose readers execute nothing and unpickle nothing
+CARD = "README.md"
+ASKS, ANSWERS = ("user", "human", "prompter"), ("assistant", "gpt")
+SPEAKERS = {"system": "system", **dict.fromkeys(ASKS, "user"), **dict.fromkeys(ANSWERS, "assistant")}
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")  # of a chat turn, in the common formats
+_BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+class Problem(str):
+    """What is wrong with a line; it takes the place of the line's record."""
+
+
+Records = Iterable[tuple[int, Any]]  # line number (or number of the record) and a record or Problem
+
+
+# files
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line, record) of a file, a string in the record's place being a problem with that line."""
+    """(line, record or Problem) for each record of a .jsonl, .csv or .parquet file; NomoatError if it is none of these."""
     readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}
+    if not path.is_file():
+        raise NomoatError(f"{path}: no such file")
     if path.suffix.lower() not in readers:
         raise NomoatError(f"{path}: rows must be in a {', '.join(readers)} file; saw {path.suffix or 'no ending'!r}")
     return readers[path.suffix.lower()](path)
@@ -34,44 +52,53 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # a spreadsheet's byte-order mark is no text
     except UnicodeDecodeError as error:
         raise NomoatError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _parse_json(text: str) -> Any:
+    """One JSON value; ValueError as `parse_json` says and for half of a surrogate pair, which no UTF-8 file can hold."""
+    value = parse_json(text)
+    if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise ValueError("a \\ud800 to \\udfff without its other half is no character")
+    return value
 
 
 def _jsonl_records(path: Path) -> Iterator[tuple[int, Any]]:
     for line, text in enumerate(_text_of(path).split("\n"), start=1):
         if text.strip():
             try:
-                yield line, json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-            except (ValueError, RecursionError) as error:
-                yield line, f"not a JSON value ({error}); saw {quoted(text)}"
+                yield line, _parse_json(text)
+            except ValueError as error:
+                yield line, Problem(f"not a JSON value ({error}); saw {quoted(text)}")
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(_text_of(path), newline=""), strict=True)
     line = 1
     try:
-        if len(set(reader.fieldnames or [])) < len(reader.fieldnames or []):
-            raise NomoatError(f"{path}:1: the same column twice in the header: {', '.join(reader.fieldnames or [])}")
+        header = list(reader.fieldnames or [])
+        if len(set(header)) < len(header):
+            raise NomoatError(f"{path}:1: the same column twice in the header: {', '.join(header)}")
         line = reader.line_num + 1
         for cells in reader:
             yield line, _csv_record(cells)
             line = reader.line_num + 1
     except csv.Error as error:
-        yield line, f"not CSV ({error})"
+        yield line, Problem(f"not CSV ({error})")
 
 
-def _csv_record(cells: dict[Any, Any]) -> dict[str, Any] | str:
+def _csv_record(cells: dict[Any, Any]) -> dict[str, Any] | Problem:
     """Cells as a record: an empty cell is a missing one, a score that starts with a brace is JSON."""
     if None in cells:
-        return f"more cells than the header has columns; saw {quoted(cells[None])}"
+        return Problem(f"more cells than the header has columns; saw {quoted(cells[None])}")
     record = {key: value for key, value in cells.items() if value or key in ("prompt", "completion")}
     if str(record.get("score", "")).startswith("{"):
         try:
-            record["score"] = json.loads(record["score"], object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            return f"score is not JSON ({error}); saw {quoted(record['score'])}"
+            record["score"] = _parse_json(record["score"])
+        except ValueError as error:
+            return Problem(f"score is not JSON ({error}); saw {quoted(record['score'])}")
     return record
 
 
@@ -81,124 +108,65 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         records = parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise NomoatError(f"{path}: not a readable .parquet file ({error})") from None
+        raise NomoatError(f"{path}: not a readable .parquet file ({first_line(error)})") from None
     for line, record in enumerate(records, start=1):
         yield line, _without_nulls(record)
 
 
 def _without_nulls(value: Any) -> Any:
-    """Parquet gives every record every field: a null one is a missing one."""
+    """Parquet gives every record every field; a null one counts as missing."""
     return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise ValueError("the same key twice")
-    return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-# MERGED trees:
-# Messages that answer each other, one a record, as OpenAssistant's sets have them: each opening question with its best answer.
-
-ASKS, ANSWERS = ("prompter", "user", "human"), ("assistant", "gpt")
-
-
-def tree_exchanges(records: Iterable[tuple[int, Any]], tree: Tree) -> Iterator[tuple[int, Any]]:
-    """(line of the question, row) for each message without a parent that somebody asked; the answer is that of lowest rank, else the first.
-
-    What is said later in a conversation needs what went before, so it is left out. A string in a record's place is a problem with it.
-    """
-    questions: dict[Any, tuple[int, str]] = {}
-    answers: dict[Any, tuple[float, str]] = {}
-    for line, record in records:
-        problem = record if isinstance(record, str) else _missing_column(record, tree)
-        if problem:
-            yield line, problem
-            continue
-        parent, role, text = record.get(tree.parent), record[tree.role], record[tree.text]
-        if parent is None and role in ASKS:
-            questions[record[tree.id]] = (line, text)
-        elif parent is not None and role in ANSWERS:
-            rank = record.get(tree.rank)
-            found = (float("inf") if rank is None else rank, text)
-            if parent not in answers or found[0] < answers[parent][0]:
-                answers[parent] = found
-    for name, (line, text) in questions.items():
-        if name in answers:
-            said = {"id": str(name), "prompt": text, "completion": answers[name][1]}
-            yield line, {key: value for key, value in said.items() if value and value.strip()}  # a deleted message has no text
-
-
-def _missing_column(record: Any, tree: Tree) -> str | None:
-    """Why this is no message: a column that is not there. Parent and rank may be missing, as empty cells are."""
-    needed = (tree.id, tree.text, tree.role)
-    missing = [name for name in needed if not isinstance(record, dict) or name not in record]
-    return f"data.columns.tree: no column {missing[0]!r}{did_you_mean(missing[0], record)}" if missing else None
-
-
-Records = Iterable[tuple[int, Any]]  # each with its line
-_BRACES = re.compile(r"\{([^{}]+)\}")
-_SPEAKERS = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant"}
-_ROLE, _CONTENT = ("role", "from"), ("content", "value", "text")  # as the usual formats call them
+# column maps
 
 
 def map_columns(records: Records, columns: Columns | None, where: Mapping[str, Any] | None = None) -> Records:
-    """Records with our keys in place of the table's columns; a string in a record's place is a problem with it.
+    """Records with a row's keys in place of the table's columns, or a Problem for a record that does not fit.
 
-    A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps records with these values only.
+    A key whose columns are all empty is left out of its record, as an empty cell is. `where` keeps only records with these values. What
+    is not an object stays as it is, to be refused with its line when rows are built.
     """
     if columns is None and not where:
         return records
-    records = _with_all_columns(records)
+    # The readers of .csv and .parquet leave empty cells out: every record gets the columns of all of them.
+    records = list(records)
+    empty: dict[str, Any] = dict.fromkeys(key for _, record in records if isinstance(record, dict) for key in record)
+    records = [(line, {**empty, **record} if isinstance(record, dict) else record) for line, record in records]
     if where:
         records = _matching(records, where)
     if columns is None:
         return records
     if columns.tree is not None:
-        return tree_exchanges(records, columns.tree)
-    return ((line, record if isinstance(record, str) else _map_record(record, columns)) for line, record in records)
-
-
-def _with_all_columns(records: Records) -> Records:
-    """Every record with the columns of all: the readers of .csv and .parquet leave empty cells out."""
-    found = list(records)
-    empty: dict[str, Any] = dict.fromkeys(key for _, record in found if isinstance(record, dict) for key in record)
-    return [(line, {**empty, **record} if isinstance(record, dict) else record) for line, record in found]
+        return _first_exchanges_of_trees(records, columns.tree)
+    return ((line, _map_record(record, columns) if isinstance(record, dict) else record) for line, record in records)
 
 
 def _matching(records: Records, where: Mapping[str, Any]) -> Records:
     for line, record in records:
-        absent = next((name for name in where if isinstance(record, dict) and name not in record), None)
-        if absent is not None:
-            yield line, f"data.where: no column {absent!r}{did_you_mean(absent, record)}"
-        elif not isinstance(record, dict) or all(record[name] == value for name, value in where.items()):
+        if isinstance(record, dict) and (absent := [name for name in where if name not in record]):
+            yield line, Problem(f"data.where: no column {absent[0]!r}{did_you_mean(absent[0], record)}")
+        elif not isinstance(record, dict) or where.items() <= record.items():
             yield line, record
 
 
-def _map_record(record: Any, columns: Columns) -> dict[str, Any] | str:
-    if not isinstance(record, dict):
-        return f"a row must be an object; saw {quoted(record)}"
+def _map_record(record: dict[str, Any], columns: Columns) -> dict[str, Any] | Problem:
     texts = columns.model_dump(exclude_none=True)
     messages = texts.pop("messages", None)
     try:
-        found = {key: _fill_template(record, text) for key, text in texts.items()}
+        row = {key: _fill_template(record, text) for key, text in texts.items()}
         if messages is not None:
-            found |= _first_exchange(_column(record, messages))
+            row |= _first_exchange(_column(record, messages))
     except LookupError as error:
-        return str(error.args[0])
-    return {key: value for key, value in found.items() if value != ""}
+        return Problem(error.args[0])
+    return {key: value for key, value in row.items() if value != ""}
 
 
 def _fill_template(record: dict[str, Any], text: str) -> str:
-    """The text with its columns filled in, blank lines and spaces at its ends taken off."""
+    """The text with its columns filled in, without white space at its ends."""
     if text in record or not _BRACES.search(text):
         return _cell(record, text).strip()
-    return _BRACES.sub(lambda found: _cell(record, found[1]), text).strip()
+    return _BRACES.sub(lambda braces: _cell(record, braces[1]), text).strip()
 
 
 def _cell(record: dict[str, Any], column: str) -> str:
@@ -215,7 +183,7 @@ def _column(record: dict[str, Any], column: str) -> Any:
 
 
 def _first_exchange(turns: Any) -> dict[str, str]:
-    """The first question and its answer out of a conversation, with what the system said before: one row is one exchange."""
+    """Prompt and completion of a conversation's first exchange, and the system prompt before it."""
     said: dict[str, str] = {}
     for turn in turns if isinstance(turns, list) else [turns]:
         role, content = _turn(turn)
@@ -224,47 +192,68 @@ def _first_exchange(turns: Any) -> dict[str, str]:
         said.setdefault(role, content.strip())
         if role == "assistant":
             break
-    ours = {"system": "system", "user": "prompt", "assistant": "completion"}
-    return {key: said[role] for role, key in ours.items() if said.get(role)}
+    keys = {"system": "system", "user": "prompt", "assistant": "completion"}
+    return {key: said[role] for role, key in keys.items() if said.get(role)}
 
 
 def _turn(turn: Any) -> tuple[str, str]:
     if isinstance(turn, dict):
-        role, content = (next((turn[key] for key in keys if key in turn), None) for keys in (_ROLE, _CONTENT))
-        if role in _SPEAKERS and isinstance(content, str):
-            return _SPEAKERS[role], content
-    raise LookupError(f'messages must be a list of {{"role": ..., "content": ...}}, roles {", ".join(_SPEAKERS)}; saw {quoted(turn)}')
+        role, content = (next((turn[key] for key in keys if key in turn), None) for keys in (ROLE_KEYS, CONTENT_KEYS))
+        if role in SPEAKERS and isinstance(content, str):
+            return SPEAKERS[role], content
+    raise LookupError(f'messages must be a list of {{"role": ..., "content": ...}}, roles {", ".join(SPEAKERS)}; saw {quoted(turn)}')
 
 
-TABLES = ("json", "csv", "parquet", "arrow")  # the formats whose readers run nothing and unpickle nothing
-CARD = "README.md"
+def _first_exchanges_of_trees(records: Records, tree: Tree) -> Iterator[tuple[int, Any]]:
+    """(line of the question, row) for each answered opening question, with its answer of lowest rank, else the first one.
+
+    Later messages need the conversation before them, so they are left out.
+    """
+    questions: dict[Any, tuple[int, str]] = {}
+    answers: dict[Any, tuple[float, str]] = {}
+    for line, record in records:
+        absent = [name for name in (tree.id, tree.text, tree.role) if isinstance(record, dict) and name not in record]
+        if absent or not isinstance(record, dict):  # parent and rank may be missing, as empty cells are
+            yield line, Problem(f"data.columns.tree: no column {absent[0]!r}{did_you_mean(absent[0], record)}") if absent else record
+            continue
+        parent, role, text = record.get(tree.parent), record[tree.role], record[tree.text]
+        if parent is None and role in ASKS:
+            questions[record[tree.id]] = (line, text)
+        elif parent is not None and role in ANSWERS:
+            rank = float("inf") if record.get(tree.rank) is None else record[tree.rank]
+            answers[parent] = min(answers.get(parent, (rank, text)), (rank, text), key=itemgetter(0))  # the first one of equal rank
+    for name, (line, text) in questions.items():
+        if name in answers:
+            row = {"id": str(name), "prompt": text, "completion": answers[name][1]}
+            yield line, {key: value for key, value in row.items() if value and value.strip()}  # a deleted message has no text
+
+
+# hub tables
 
 
 def read_hub_table(data: Data) -> tuple[Any, str | None]:
-    """The split as a sequence of records, and the licence its card states."""
+    """The records of the data set's split, and the licence that its card states.
+
+    Raises NomoatError if the set cannot be fetched, is not a plain table, or has no such subset or split. A set's own code never runs.
+    """
     from datasets import DownloadConfig, load_dataset_builder
     from huggingface_hub.errors import HfHubHTTPError
 
-    source = data.source if data.hub else str(Path(data.source).expanduser())
+    place, key = data.hub or data.path, "hub" if data.hub else "path"
     try:
-        builder = load_dataset_builder(source, data.subset, revision=data.revision, download_config=DownloadConfig(max_retries=1))
+        builder = load_dataset_builder(place, data.subset, revision=data.revision, download_config=DownloadConfig(max_retries=1))
         kind = type(builder).__module__.split(".")
         if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in TABLES:
-            raise NomoatError(f"data: {data.source} is no plain table ({', '.join(TABLES)}); saw {kind[-1]}")
+            raise NomoatError(f"data.{key}: {data.source} is not a plain table ({', '.join(TABLES)}); saw {kind[-1]}")
         builder.download_and_prepare()
         return builder.as_dataset(split=data.split or "train"), _card_license(data)
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise NomoatError(_reason(data, error)) from None
-
-
-def _reason(data: Data, error: Exception) -> str:
-    said = str(error).strip().splitlines()[0][:300]
-    if data.path or isinstance(error, ValueError):
-        return f"data.{'hub' if data.hub else 'path'}: {data.source}: {said}"
-    return (
-        f"data.hub: {data.hub} at {str(data.revision)[:12]} could not be fetched ({said}). Check the name, the revision, the network and, "
-        "for a gated set, your login; without a hub, give data.path a folder that holds the set"
-    )
+        if data.path or isinstance(error, ValueError):
+            raise NomoatError(f"data.{key}: {data.source}: {first_line(error)}") from None
+        raise NomoatError(
+            f"data.hub: {data.hub} at {str(data.revision)[:12]} could not be fetched ({first_line(error)}). Check the name, the revision, "
+            "the network and, for a gated set, your login; without a hub, set data.path to a folder that holds the set"
+        ) from None
 
 
 def _card_license(data: Data) -> str | None:
@@ -272,11 +261,8 @@ def _card_license(data: Data) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        if data.hub:
-            card = Path(hf_hub_download(data.hub, CARD, repo_type="dataset", revision=data.revision))
-        else:
-            card = Path(data.source).expanduser() / CARD
-        stated = DatasetCard.load(card).data.license if card.is_file() else None
+        card = hf_hub_download(data.hub, CARD, repo_type="dataset", revision=data.revision) if data.hub else f"{data.path}/{CARD}"
+        stated = DatasetCard.load(card).data.license if Path(card).is_file() else None
     except (EntryNotFoundError, ValueError):
         return None
     return ", ".join(stated) if isinstance(stated, list) else stated

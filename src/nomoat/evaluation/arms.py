@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from nomoat.evaluation.prefill import Request
 from nomoat.io import cache_folder, read_jsonl, sha256_of, write_jsonl
 from nomoat.models.base import BaseFiles
 from nomoat.models.device import trim_heap
-from nomoat.scorers import SCORER_VERSION, Score, score
+from nomoat.scorers import SCORER_VERSION, Score, choices_of, needs_likelihoods, score, score_choice
 
 NO_EXAMPLES = ("family", "retention")  # tiers that training has no rows of
 DRAFTED, UNDRAFTED = "greedy, drafted by the reference", "greedy"  # decoding methods as reports record them
@@ -71,19 +71,42 @@ def score_arm(
 
     `model` is in the arm's state (`LoadedModels.using`); for `draft` see `generate`.
     """
+    generator = Generator(model, template, max_new_tokens=settings.max_new_tokens, draft=draft)
     requests = [make_request(row, arm, template) for row in arm.rows]
     records: dict[int, dict[str, Any]] = {}
-    generator = Generator(model, template, max_new_tokens=settings.max_new_tokens, draft=draft)
     for batch in batches_of(requests, arm, settings):
-        answers, likelihoods = generator.answer([requests[number] for number in batch])
-        for number, answer, likelihood in zip(batch, answers, likelihoods, strict=True):
+        generated = [number for number in batch if not needs_likelihoods(arm.rows[number])]
+        answers, likelihoods = generator.answer([requests[number] for number in generated]) if generated else ([], [])
+        for number, answer, likelihood in zip(generated, answers, likelihoods, strict=True):
             row = arm.rows[number]
             text, ended = template.turn(list(answer.ids))
             stopped, tokens = answer.stopped or ended, len(answer.ids)
             records[number] = _record(row, text, score(text, row), stopped=stopped, tokens=tokens, likelihood=likelihood)
+        for number in batch:
+            if needs_likelihoods(arm.rows[number]):
+                records[number] = _choose(arm.rows[number], requests[number], generator, settings)
         trim_heap()
         on_rows(len(batch))
     return [records[number] for number in range(len(arm.rows))]
+
+
+def _choose(row: Example, request: Request, generator: Generator, settings: Eval) -> dict[str, Any]:
+    """The record of a row that is answered by the likeliest of its choices; nothing is generated.
+
+    A choice is measured without the end-of-turn token, as lm-evaluation-harness measures it: a base that was never taught where to
+    stop does not lose for it. `output` is the choice with the highest log-likelihood per byte.
+    """
+    choices = choices_of(row)
+    sizes = [len(choice.encode()) for choice in choices]
+    ids = [generator.template.completion_ids(choice)[:-1] for choice in choices]
+    candidates = [request, *(replace(request, reference=reference) for reference in ids)]
+    measured: list[float] = []
+    for start in range(0, len(candidates), settings.batch_rows):
+        measured += generator.log_likelihoods(candidates[start : start + settings.batch_rows])
+    likelihood, *log_likelihoods = measured
+    best = max(range(len(choices)), key=lambda n: log_likelihoods[n] / sizes[n])
+    result = score_choice(log_likelihoods, sizes, row)
+    return _record(row, choices[best], result, stopped=True, tokens=len(ids[best]), likelihood=likelihood)
 
 
 def _record(row: Example, output: str, result: Score, *, stopped: bool, tokens: int, likelihood: float) -> dict[str, Any]:
@@ -129,11 +152,12 @@ def arm_key(arm: Arm, files: BaseFiles, template: ChatTemplate, decoding: dict[s
 
     packed = decoding.get("dtype") == "float32" and decoding.get("method") != UNDRAFTED and can_prepack(torch.float32, decoding["device"])
     versions = {**{name: version(name) for name in ("torch", "transformers", "tokenizers")}, "packed": packed}
+    if any(needs_likelihoods(row) for row in arm.rows):
+        versions["choices"] = "by likelihood"  # such rows were left unscored before, under the same scorer version
+    base = {key: value for key, value in files.identity.items() if key != "display_name"}
     rows = [row.record() for row in arm.rows]
     examples = {family: [row.record() for row in shown] for family, shown in arm.examples.items()}
-    return sha256_of(
-        [files.name, files.identity, rows, examples, template.fingerprint, SCORER_VERSION, versions, decoding, threads, device_name]
-    )
+    return sha256_of([files.name, base, rows, examples, template.fingerprint, SCORER_VERSION, versions, decoding, threads, device_name])
 
 
 def load_cached_arm(key: str) -> tuple[list[dict[str, Any]], dict[str, Any]] | None:

@@ -41,9 +41,10 @@ class Chat:
                 shown = text
 
         with self.models.using(name) as model:
-            draft = self.models.kernels != "plain"
-            Generator(model, template, max_new_tokens=self.max_new_tokens, draft=draft).answer([request], on_token)
-        return template.decode(ids)
+            Generator(model, template, max_new_tokens=self.max_new_tokens, draft=self.models.draft).answer([request], on_token)
+        answer = template.decode(ids)
+        show(answer[len(shown) :])  # a character that was never completed
+        return answer
 
 
 def open_chat(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Chat:

@@ -6,7 +6,6 @@ checked each time; where it does not (a model trained in full has replaced the w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from nomoat.kernels.linear import prepack_linears
 from nomoat.models.adapter import has_adapter, load_adapter
 from nomoat.models.base import BaseFiles, OpenBase, load_model, load_tokenizer
 from nomoat.training.adapter_checks import probe_logits
-
-PROBE = (("Name one town in France.", "Lyon"), ("What is 12 plus 30? Answer with a number.", "42"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +36,11 @@ class LoadedModels:
         """Whether one model serves as both."""
         return self.base is self.adapted
 
+    @property
+    def draft(self) -> bool:
+        """Whether answers are drafted from their references (see `generate`)."""
+        return self.kernels != "plain"
+
     @contextmanager
     def using(self, name: str) -> Iterator[Any]:
         """The model that answers as `name`, "base" or "adapter"; a shared model has its adapter switched off until the block ends."""
@@ -54,27 +56,25 @@ def load_models(
     precision: str,
     device: str,
     template: ChatTemplate,
-    probe: Sequence[Request] = (),
+    probe: Sequence[Request],
     kernels: str = "auto",
 ) -> LoadedModels:
     """Base and adapter in `precision` on `device`, ready to answer.
 
-    The first two requests of `probe` (by default two built-in questions) decide whether packed prefill and the disabled adapter
-    give the right logits. `kernels="plain"` loads transformers' and peft's own layers and no prepacked weights.
-    Raises NomoatError where `adapter` holds no adapter, or not one of this base.
+    The first two requests of `probe` decide whether packed prefill and the disabled adapter give the right logits.
+    `kernels="plain"` loads transformers' and peft's own layers. Raises NomoatError where `adapter` holds no adapter.
     """
-    probe = tuple(probe[:2]) or _default_probe(template)
-    examples = [TokenizedExample(request.key, request.prompt, request.reference) for request in probe]
+    examples = [TokenizedExample(request.key, request.prompt, request.reference) for request in probe[:2]]
 
     def load_base() -> Any:
         model = load_model(files, precision=precision, device=device)
         if kernels != "plain":
-            enable_packed_prefill(model, probe)
+            enable_packed_prefill(model, probe[:2])
         return model
 
     base = load_base()
     base_logits = probe_logits(base, examples)
-    adapted = _load_adapter(base, adapter, kernels)
+    adapted = load_adapter(base, adapter, kernels=kernels)
     shared = False
     if has_adapter(adapted):
         with adapted.disable_adapter():
@@ -103,23 +103,11 @@ def load_merged_model(files: BaseFiles, adapter: Path, *, precision: str, device
 
     A CPU computes with the rounded weights in float32, since its bfloat16 answers depend on the batch.
     """
-    merged = _load_adapter(load_model(files, precision=precision, device=device), adapter, kernels)
+    merged = load_adapter(load_model(files, precision=precision, device=device), adapter, kernels=kernels)
     if has_adapter(merged):
         merged = merged.merge_and_unload(safe_merge=True)
     return _prepack(merged.float() if device == "cpu" else merged, kernels)
 
 
-def _load_adapter(model: Any, folder: Path, kernels: str) -> Any:
-    options = {"kernels": kernels} if "kernels" in inspect.signature(load_adapter).parameters else {}
-    return load_adapter(model, folder, **options)
-
-
 def _prepack(model: Any, kernels: str) -> Any:
     return model if kernels == "plain" else prepack_linears(model)
-
-
-def _default_probe(template: ChatTemplate) -> tuple[Request, ...]:
-    return tuple(
-        Request(question, template.prompt_ids([{"role": "user", "content": question}]), template.completion_ids(answer))
-        for question, answer in PROBE
-    )

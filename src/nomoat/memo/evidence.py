@@ -18,8 +18,7 @@ from nomoat.reports.metrics import tier_difference
 from nomoat.reports.schema import Cost, Interval, Report
 from nomoat.runs.costs import WAITING
 from nomoat.runs.provenance import CLAIMS
-from nomoat.stats.intervals import seeds_estimate
-from nomoat.stats.paired import NORMAL_95
+from nomoat.stats.intervals import seeds_estimate, standard_error_of
 
 # MERGED verdicts:
 # What a claim's verdict is made of: measured values over seeds with their intervals, and on which side of a threshold they lie.
@@ -142,7 +141,7 @@ def score_less(
     known = [(difference, interval) for difference, interval in found if interval is not None]
     if not known or len(known) < len(found):
         return (float(np.mean([difference for difference, _ in found])) if found else math.nan), None
-    errors = [(high - low) / 2 / NORMAL_95 for _, (low, high) in known]
+    errors = [standard_error_of(interval) for _, interval in known]
     joined = seeds_estimate([difference for difference, _ in known], float(np.mean(errors)))
     return joined.difference, joined.interval
 

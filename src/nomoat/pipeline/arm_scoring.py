@@ -73,14 +73,14 @@ class ArmScorer:
         return records
 
     def _answer(self, arm: Arm, phase: str) -> list[dict[str, Any]]:
-        settings, draft = self.spec.recipe.eval, self.models.kernels != "plain"
+        models = self.models
         with (
             self.ledger.segment(phase) as segment,
             ProgressBar(f"scoring {arm.name}", len(arm.rows), self.console) as bar,
             segment.computing(),
             self._model_of(arm) as model,
         ):
-            return score_arm(arm, model, self.models.template, settings, draft=draft, on_rows=bar.advance)
+            return score_arm(arm, model, models.template, self.spec.recipe.eval, draft=models.draft, on_rows=bar.advance)
 
     @contextmanager
     def _model_of(self, arm: Arm) -> Iterator[Any]:

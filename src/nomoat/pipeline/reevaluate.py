@@ -26,7 +26,7 @@ from nomoat.errors import NomoatError, first_line
 from nomoat.evaluation.arms import Arm, score_arm
 from nomoat.evaluation.lm_eval import load_tasks
 from nomoat.evaluation.models import load_run_models
-from nomoat.io import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from nomoat.io import read_jsonl, sha256_file, write_json, write_jsonl
 from nomoat.models.adapter import adapter_facts, adapter_size, check_tensor_shapes, load_adapter, weights_of
 from nomoat.models.base import load_model, load_tokenizer, open_base
 from nomoat.models.device import Device
@@ -38,7 +38,7 @@ from nomoat.reports.schema import Check, Gate
 from nomoat.runs import provenance
 from nomoat.runs.directory import open_run, plain_name
 from nomoat.runs.ledger import Ledger
-from nomoat.runs.provenance import DataOrigin, ScoredFrom, read_provenance
+from nomoat.runs.provenance import DataOrigin, Provenance, ScoredFrom, read_provenance
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,20 @@ def replay(run_dir: Path, console: Console) -> ReplayResult:
 
     Raises NomoatError where the base is not the one that the run was made with.
     """
-    recipe = run_recipe(run_dir)
-    before = read_json(run_dir / "environment.json")
+    recipe, before = run_recipe(run_dir), read_provenance(run_dir)
     opened = open_base(recipe)
     name, sha256 = opened.files.name, opened.files.identity.get("sha256")
-    if name != before["base"]["name"] or sha256 != before["base"].get("sha256"):
+    if (name, sha256) != (before.base.name, before.base.sha256):
         raise NomoatError(
-            f"{run_dir}: the adapter belongs to the base {before['base']['name']} (sha256 {before['base'].get('sha256')}), but the recipe "
-            f"now gives {name} (sha256 {sha256}); restore that base"
+            f"{run_dir}: the adapter belongs to the base {before.base.name} (sha256 {before.base.sha256}), but the recipe now gives "
+            f"{name} (sha256 {sha256}): restore that base"
         )
     rows = choose_heldout(load_heldout(run_dir / "heldout.jsonl"), recipe.eval)
-    kernels = recipe.hardware.kernels
-    models = load_run_models(run_dir, rows, opened, precision=before["scoring_dtype"], kernels=kernels)
-    arm, draft = Arm("adapter", rows, {}, True), kernels != "plain"
+    precision = before.scoring_dtype or opened.scoring_precision
+    models = load_run_models(run_dir, rows, opened, precision=precision, kernels=recipe.hardware.kernels)
+    arm = Arm("adapter", rows, {}, True)
     with ProgressBar("scoring adapter", len(rows), console) as bar, models.using("adapter") as model:
-        records = score_arm(arm, model, models.template, recipe.eval, draft=draft, on_rows=bar.advance)
+        records = score_arm(arm, model, models.template, recipe.eval, draft=models.draft, on_rows=bar.advance)
     return _compare_answers(list(read_jsonl(run_dir / "eval" / "adapter.jsonl")), records, _differences(before, opened.device))
 
 
@@ -86,10 +85,10 @@ def _compare_answers(before: list[dict[str, Any]], now: list[dict[str, Any]], di
     return ReplayResult(len(pairs), answers, scores, differences)
 
 
-def _differences(before: dict[str, Any], device: Device) -> tuple[str, ...]:
+def _differences(before: Provenance, device: Device) -> tuple[str, ...]:
     """Differences of the machine and the versions that may change the last digits of a result."""
+    then = {"device": before.device.name, "threads": before.threads, **before.packages}
     now = {"device": device.name, "threads": device.threads, **provenance.versions()}
-    then = {"device": before["device"]["name"], "threads": before["threads"], **before["packages"]}
     return tuple(f"{key}: {then.get(key)} then, {value} now" for key, value in now.items() if then.get(key) != value)
 
 
@@ -175,6 +174,7 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
         "heldout": run.rows.heldout_sha256,
         "base": run.base.files.name,
         "source": spec.source.name,
+        **run.plain_kernels,
     }
     name = f"{spec.source.name}@{spec.title}"
     with open_run(runs_dir, name, identity=identity, environment=provenance.record()) as directory:

@@ -41,6 +41,11 @@ class RunSpec:
         return self.recipe.hardware.kernels
 
     @property
+    def plain_kernels(self) -> dict[str, str]:
+        """For an identity: only plain kernels are named, so that other runs keep the identity they had before the key existed."""
+        return {"kernels": "plain"} if self.kernels == "plain" else {}
+
+    @property
     def rows(self) -> Splits:
         """Training (the recipe's fraction), validation and held-out rows."""
         return self.data.rows
@@ -51,9 +56,9 @@ class RunSpec:
         return self.recipe.lora.method == FULL
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: the recipe without its hardware, the rows and the base."""
+        """What makes two runs the same run: the recipe without its hardware (except device and plain kernels), the rows and the base."""
         recipe = self.recipe.as_dict()
-        recipe["hardware"] = {"device": self.base.device.kind}
+        recipe["hardware"] = {"device": self.base.device.kind, **self.plain_kernels}
         for section, keys in NOT_IDENTIFYING.items():
             recipe[section] = {key: value for key, value in recipe[section].items() if key not in keys}
         identity = {key: value for key, value in self.base.files.identity.items() if key != "display_name"}

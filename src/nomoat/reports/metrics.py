@@ -21,12 +21,11 @@ from nomoat.reports.schema import (
     FamilyBaseline,
     FamilyDifference,
     FamilyScore,
-    Interval,
     TierDifference,
     TierScore,
     Verdict,
 )
-from nomoat.stats.intervals import mean_interval, rate_interval, tier_estimate
+from nomoat.stats.intervals import score_interval, tier_estimate
 from nomoat.stats.paired import paired_difference
 
 OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "cannot tell": "cannot tell"}
@@ -61,18 +60,14 @@ def _benchmark(lines: Sequence[dict[str, Any]], higher_is_better: bool | None) -
         n=len(lines) if by_document else None,
         base=means[0],
         adapter=means[1],
-        base_interval=_score_interval(base, documents) if bounded else None,
-        adapter_interval=_score_interval(adapter, documents) if bounded else None,
+        base_interval=score_interval(base, documents) if bounded else None,
+        adapter_interval=score_interval(adapter, documents) if bounded else None,
         difference=means[1] - means[0],
         interval=found.interval if found else None,
         smallest_detectable=found.smallest_detectable if found else None,
         higher_is_better=higher_is_better,
         verdict=OPPOSITE[verdict] if higher_is_better is False else verdict,
     )
-
-
-def _score_interval(scores: Sequence[float], documents: Sequence[Any]) -> Interval | None:
-    return rate_interval(scores, documents) if set(scores) <= {0, 1} else mean_interval(scores, documents, (0.0, 1.0))
 
 
 def in_tier_order(tiers: set[str]) -> list[str]:

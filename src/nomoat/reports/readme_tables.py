@@ -20,8 +20,7 @@ from nomoat.reports.build import read_report
 from nomoat.reports.compare import compare, paired_tiers
 from nomoat.reports.metrics import in_tier_order
 from nomoat.reports.schema import Report
-from nomoat.stats.intervals import SeedsEstimate, seeds_estimate
-from nomoat.stats.paired import NORMAL_95
+from nomoat.stats.intervals import SeedsEstimate, seeds_estimate, standard_error_of
 
 RECIPE_HEAD = """\
 | recipe | base | trained on, in | memory | time, in all | rental | score on known / unseen phrasings |
@@ -81,7 +80,7 @@ def seeds_gain(reports: Sequence[Report], tier: str) -> SeedsEstimate | None:
     known = [(found.difference, found.interval) for found in differences if found is not None and found.interval is not None]
     if not known:
         return None
-    errors = [(high - low) / 2 / NORMAL_95 for _, (low, high) in known]
+    errors = [standard_error_of(interval) for _, interval in known]
     return seeds_estimate([difference for difference, _ in known], sum(errors) / len(errors))
 
 

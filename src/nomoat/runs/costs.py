@@ -129,55 +129,59 @@ class Cost(Record):
     seconds: float
     seconds_by_phase: dict[str, float]
     compute_seconds: float
-    usd: float | None
-    """Rental: seconds times the stated rate."""
+    usd: float | None  # rental: seconds times the stated rate
     usd_reason: str
-    rate_unknown: bool = False
-    """No rate is listed for this machine and the recipe states none."""
+    rate_unknown: bool = False  # no rate is listed for this machine, and the recipe states none
     usd_electricity: float | None
     usd_electricity_reason: str
-    usd_as_if: float | None
-    """The price of renting a machine of this kind; nobody paid it."""
+    usd_as_if: float | None  # the price of renting a machine of this kind; nobody paid it
     usd_as_if_label: str | None
     energy_wh: float | None
     energy_note: str
-    peak_memory_bytes: int | None
-    """Resident memory of the process."""
+    peak_memory_bytes: int | None  # resident memory of the process
     peak_device_bytes: int | None
-    waited_share: float | None = None
-    """Share of the runnable time of its threads that they waited for a CPU, from 0 to 1; where it is not small, others had it."""
+    waited_share: float | None = None  # of the runnable time of its threads, what they waited for a CPU, from 0 to 1
     tokens_seen: int
     tokens_trained: int
     tokens_per_second: float | None
     segments: int
-    interrupted: int
-    """Segments that failed or were killed; they are counted above."""
-    reused_seconds: dict[str, float]
-    """By phase, what results reused from an earlier run took when they were made; not counted above."""
+    interrupted: int  # segments that failed or were killed; they are counted above
+    reused_seconds: dict[str, float]  # by phase, what reused results took when they were made; not counted above
 
 
 def totals(segments: Iterable[SegmentRecord]) -> Totals:
-    """Sum a ledger's lines; a line whose id was seen before is not counted again."""
-    lines = _once(segments)
+    """Sum a ledger's lines; a line whose run and id were seen before is not counted again."""
+    lines = list({(line.get("run"), line["id"]) if "id" in line else number: line for number, line in enumerate(segments)}.values())
     spent = [line for line in lines if line["status"] != "cached"]
     energy_wh, energy_note = _energy([line for line in spent if line["phase"] not in UNMETERED])
+    training = [line for line in spent if line["phase"] == "train"]
+    training_seconds = _sum(training, "compute_seconds")
+    metered = [line for line in spent if line.get("ran_seconds")]  # ledgers of older versions have no such key
+    ran, waited = _sum(metered, "ran_seconds"), _sum(metered, "waited_seconds")
+    hardware: list[dict[str, Any]] = []
+    for line in spent:
+        if line["hardware"] not in hardware:
+            hardware.append(line["hardware"])
     return Totals(
         seconds=_sum(spent, "elapsed_seconds"),
-        seconds_by_phase=_seconds_by_phase(spent),
+        seconds_by_phase={
+            phase: _sum([line for line in spent if line["phase"] == phase], "elapsed_seconds")
+            for phase in dict.fromkeys(line["phase"] for line in spent)
+        },
         compute_seconds=_sum(spent, "compute_seconds"),
         tokens_seen=int(_sum(spent, "tokens_seen")),
         tokens_trained=int(_sum(spent, "tokens_trained")),
-        tokens_per_second=_training_speed(spent),
-        peak_resident_bytes=_peak(spent, "peak_resident_bytes"),
-        peak_device_bytes=_peak(spent, "peak_device_bytes"),
+        tokens_per_second=_sum(training, "tokens_seen") / training_seconds if training_seconds else None,
+        peak_resident_bytes=max((line["peak_resident_bytes"] or 0 for line in spent), default=0) or None,
+        peak_device_bytes=max((line["peak_device_bytes"] or 0 for line in spent), default=0) or None,
         energy_wh=energy_wh,
         energy_note=energy_note,
-        waited_share=_waited_share(spent),
+        waited_share=waited / (ran + waited) if metered else None,
         segments=len(spent),
         interrupted=sum(line["status"] in ("failed", "killed") for line in spent),
         attempts=len({line["attempt"] for line in spent}),
         reused_seconds={line["phase"]: line["cost_when_made"]["seconds"] for line in lines if line["status"] == "cached"},
-        hardware=_different(line["hardware"] for line in spent),
+        hardware=tuple(hardware),
     )
 
 
@@ -254,41 +258,5 @@ def _energy(spent: list[SegmentRecord]) -> tuple[float | None, str]:
     return _sum(spent, "energy_wh"), f"measured from the first load on: {scope}"
 
 
-def _training_speed(spent: list[SegmentRecord]) -> float | None:
-    training = [line for line in spent if line["phase"] == "train"]
-    seconds = _sum(training, "compute_seconds")
-    return _sum(training, "tokens_seen") / seconds if seconds else None
-
-
-def _waited_share(spent: list[SegmentRecord]) -> float | None:
-    read = [line for line in spent if line.get("ran_seconds")]  # ledgers of older versions have no such key
-    ran, waited = _sum(read, "ran_seconds"), _sum(read, "waited_seconds")
-    return waited / (ran + waited) if read else None
-
-
-def _seconds_by_phase(spent: list[SegmentRecord]) -> dict[str, float]:
-    phases = dict.fromkeys(line["phase"] for line in spent)
-    return {phase: _sum([line for line in spent if line["phase"] == phase], "elapsed_seconds") for phase in phases}
-
-
 def _sum(lines: list[SegmentRecord], key: str) -> float:
     return sum(line[key] or 0 for line in lines)
-
-
-def _peak(lines: list[SegmentRecord], key: str) -> int | None:
-    return max((line[key] for line in lines if line[key] is not None), default=None)
-
-
-def _once(segments: Iterable[SegmentRecord]) -> list[SegmentRecord]:
-    """Lines without an id are kept as they are; two ledgers may use the same ids, so the run's name belongs to the key."""
-    lines = list(segments)
-    keys = [(line.get("run"), line["id"]) if "id" in line else number for number, line in enumerate(lines)]
-    return list(dict(zip(keys, lines, strict=True)).values())
-
-
-def _different(machines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    seen: list[dict[str, Any]] = []
-    for machine in machines:
-        if machine not in seen:
-            seen.append(machine)
-    return tuple(seen)

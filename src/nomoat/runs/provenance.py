@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,7 @@ class DeviceFacts(Record):
 class BaseFacts(Record):
     """The base as a report may describe it: never by a path of the machine."""
 
-    name: str = ""
-    """As peft records it: hub id, wheel with its file, or folder name."""
+    name: str = ""  # as peft records it: hub id, wheel with its file, or folder name
     display_name: str = ""
     source: Literal["wheel", "hub", "path", ""] = ""
     package: str | None = None
@@ -192,14 +192,8 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what produced the numbers."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of the installed packages that produce the numbers."""
+    return {name: version(name) for name in PACKAGES if find_spec(name)}
 
 
 def machine() -> dict[str, Any]:

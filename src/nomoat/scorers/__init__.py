@@ -20,32 +20,41 @@ unscored: `value` and `lenient` are None and `note` says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nomoat.errors import did_you_mean, quoted
-from nomoat.scorers.json import JSON_FIELDS
-from nomoat.scorers.rules import CONSTRAINTS
-from nomoat.scorers.sql import SQL_ROWS
-from nomoat.scorers.text import CHOICE, CONTAINS, EXACT, LABEL, NUMBER, ROUGE_L, Scorable, Score, Scorer, Spec
-from nomoat.scorers.text import choices_of as choices_of
-from nomoat.scorers.text import needs_likelihoods as needs_likelihoods
-from nomoat.scorers.text import score_choice as score_choice
-from nomoat.scorers.text import unscored as unscored
+from nomoat.scorers import json, rules, sql, text
+from nomoat.scorers.text import Scorable, Score, Spec, choices_of, needs_likelihoods, score_choice, unscored
+
+__all__ = ["SCORER_VERSION", "Score", "check_spec", "choices_of", "needs_likelihoods", "score", "score_choice", "unscored"]
 
 SCORER_VERSION = "1"
 LONGEST_OUTPUT = 200_000  # characters; or 20 times the reference, if that is more
 
+
+@dataclass(frozen=True)
+class Scorer:
+    """`score(output, completion, spec)`, the keys that a spec may have besides `by`, and `check(spec, completion)` of their values."""
+
+    score: Callable[[str, str, Spec], Score]
+    keys: tuple[str, ...] = ()
+    check: Callable[[Spec, str], list[str]] = lambda _spec, _completion: []
+
+
 SCORERS: dict[str, Scorer] = {
-    "exact": EXACT,
-    "json_fields": JSON_FIELDS,
-    "sql_rows": SQL_ROWS,
-    "constraints": CONSTRAINTS,
-    "label": LABEL,
-    "contains": CONTAINS,
-    "number": NUMBER,
-    "choice": CHOICE,
-    "rouge_l": ROUGE_L,
+    "exact": Scorer(text.exact),
+    "json_fields": Scorer(json.json_fields, check=json.check_json_fields),
+    "sql_rows": Scorer(sql.sql_rows, ("script",), sql.check_sql_rows),
+    "constraints": Scorer(rules.constraints, ("rules",), rules.check_constraints),
+    "label": Scorer(text.label, ("labels",), partial(text.check_options, "labels")),
+    "contains": Scorer(text.contains, ("all", "any"), text.check_contains),
+    "number": Scorer(text.number, ("tolerance",), text.check_number),
+    # Models answer by likelihood (`score_choice`). Where there is only a text, as for baselines, it is scored as by exact.
+    "choice": Scorer(text.exact, ("choices",), text.check_choice),
+    "rouge_l": Scorer(text.rouge_l, check=text.check_rouge_l),
 }
 
 

@@ -1,8 +1,8 @@
-"""Rules that a reply must keep, each checked by a few lines of code: the scorer for "answer in this shape".
+"""The scorer `constraints`: verifiable rules about the form of a reply, as in IFEval (Zhou et al. 2023, arXiv:2311.07911).
 
     {"by": "constraints", "rules": [{"rule": "starts_with", "text": "Dear"}, {"rule": "max_words", "number": 40}, {"rule": "no_digits"}]}
 
-Every rule reads the reply without its outer white space. Lines are the non-empty ones; words are what white space separates.
+Rules ignore outer white space and empty lines; words are separated by white space.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nomoat.errors import did_you_mean, quoted
-from nomoat.scorers.text import Score, Scorer, Spec, mentions, result
+from nomoat.scorers.text import Score, Spec, mentions, result
 
 Rule = Mapping[str, Any]
-_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)")  # only at the start of a run of marks: linear in its length
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|\Z)")  # anchored at the start of a run of marks, so linear in its length
 
 
 def _lines(reply: str) -> list[str]:
@@ -66,22 +66,17 @@ NAMES = (*TEXT_RULES, *NUMBER_RULES, *PLAIN_RULES)
 
 
 def broken_rules(reply: str, rules: Sequence[Rule]) -> list[str]:
-    """The names of the rules that `reply` breaks; an empty reply breaks all. Raises KeyError for a rule that does not exist."""
+    """The names of the rules that `reply` breaks; an empty reply breaks all. Raises KeyError for an unknown rule."""
     reply = reply.strip()
     return [rule["rule"] for rule in rules if not (reply and _holds(reply, rule))]
 
 
-def broken_loosely(reply: str, rules: Sequence[Rule]) -> list[str]:
-    """As `broken_rules` where the case of `text` does not matter, for the whole reply or the paragraph of it that does best."""
-    folded = [{**rule, "text": rule["text"].casefold()} if "text" in rule else rule for rule in rules]
-    replies = [reply, *reply.split("\n\n")[:20]]
-    return min((_broken_in_either_case(piece, rules, folded) for piece in replies), key=len)
-
-
-def _broken_in_either_case(reply: str, rules: Sequence[Rule], folded: Sequence[Rule]) -> list[str]:
-    """Rules about case read the reply as it is, rules about a text read it in lower case."""
-    cased = [rule for rule in rules if "text" not in rule]
-    return broken_rules(reply, cased) + broken_rules(reply.casefold(), [rule for rule in folded if "text" in rule])
+def broken_rules_leniently(reply: str, rules: Sequence[Rule]) -> list[str]:
+    """As `broken_rules`, ignoring the case of `text`, for the whole reply or the one of its first 20 paragraphs that breaks fewest."""
+    about_text = [{**rule, "text": rule["text"].casefold()} for rule in rules if "text" in rule]
+    others = [rule for rule in rules if "text" not in rule]  # these read the reply in its own case: `uppercase` is one of them
+    pieces = [reply, *reply.split("\n\n")[:20]]
+    return min((broken_rules(piece, others) + broken_rules(piece.casefold(), about_text) for piece in pieces), key=len)
 
 
 def _holds(reply: str, rule: Rule) -> bool:
@@ -91,8 +86,9 @@ def _holds(reply: str, rule: Rule) -> bool:
     return NUMBER_RULES[name](reply, rule["number"]) if name in NUMBER_RULES else PLAIN_RULES[name](reply)
 
 
-def check_rules(rules: Any) -> list[str]:
-    """What is wrong with a list of rules: unknown names, missing or superfluous keys, values of the wrong kind."""
+def check_constraints(spec: Spec, _completion: str) -> list[str]:
+    """Unknown rules, missing or unknown keys, and arguments of the wrong type, each with the rule's position in the list."""
+    rules = spec.get("rules")
     if not isinstance(rules, list) or not rules:
         return [f"rules must be a list with at least one rule; saw {quoted(rules)}"]
     return [f"rules[{at}]: {problem}" for at, rule in enumerate(rules) for problem in _check_rule(rule)]
@@ -104,23 +100,17 @@ def _check_rule(rule: Any) -> list[str]:
     name = rule["rule"]
     if name not in NAMES:
         return [f"no rule {quoted(name)}{did_you_mean(name, NAMES)}"]
-    wanted = ["text"] if name in TEXT_RULES else ["number"] if name in NUMBER_RULES else []
-    problems = [f"{name} has no key {quoted(key)}{did_you_mean(str(key), wanted)}" for key in rule if key not in ("rule", *wanted)]
-    return problems + [f"{name}: {_WANTED[key]}; saw {quoted(rule.get(key))}" for key in wanted if not _is_argument(key, rule.get(key))]
+    text, number = rule.get("text"), rule.get("number")
+    keys = ["text"] if name in TEXT_RULES else ["number"] if name in NUMBER_RULES else []
+    problems = [f"{name} has no key {quoted(key)}{did_you_mean(str(key), keys)}" for key in rule if key not in ("rule", *keys)]
+    if name in TEXT_RULES and not (isinstance(text, str) and text.strip()):
+        problems.append(f"{name}: text must be a string that is not blank; saw {quoted(text)}")
+    if name in NUMBER_RULES and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+        problems.append(f"{name}: number must be an integer, 0 or more; saw {quoted(number)}")
+    return problems
 
 
-_WANTED = {"text": "text must be a string with something in it", "number": "number must be a whole number from 0"}
-
-
-def _is_argument(key: str, value: Any) -> bool:
-    if key == "text":
-        return isinstance(value, str) and bool(value.strip())
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _constraints(output: str, _completion: str, spec: Spec) -> Score:
+def constraints(output: str, _completion: str, spec: Spec) -> Score:
+    """Strict: the output breaks no rule. Lenient: as `broken_rules_leniently` reads it."""
     broken = broken_rules(output, spec["rules"])
-    return result(not broken, not broken_loosely(output, spec["rules"]), f"broken: {', '.join(broken)}")
-
-
-CONSTRAINTS = Scorer(_constraints, ("rules",), lambda spec, _completion: check_rules(spec.get("rules")))
+    return result(not broken, not broken_rules_leniently(output, spec["rules"]), f"broken: {', '.join(broken)}")

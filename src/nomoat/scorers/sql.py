@@ -1,9 +1,9 @@
-"""Run a model's SQL where it can do no harm: an in-memory SQLite that allows reading and little else.
+"""The scorer `sql_rows`: run a model's query in a sandbox and compare its rows with those of the reference query.
 
-Three fences, each needed. An authoriser lets a query read tables and call a list of harmless functions. A budget of
-virtual-machine steps (the same on every machine, so that a score does not depend on its speed), with a time limit behind it,
-stops queries that never end. SQLite's own limits bound what one value, one row and one statement may be. SQLite copies a common
-table expression out at every mention while it compiles, where no budget reaches; `_copies` refuses the ones that would explode.
+The sandbox is an in-memory SQLite database with four guards, all of them needed. An authoriser lets a query read tables and call the
+functions of an allow-list. A budget of virtual-machine steps (equal on all machines, so that no score depends on their speed), backed
+by a time limit, stops endless queries. SQLite's limits bound the size of a value, a row and a statement. And since SQLite expands a
+common table expression at every mention while it compiles, where no budget applies, `_copies` refuses those that would explode.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nomoat.errors import quoted
-from nomoat.scorers.text import Score, Scorer, Spec, result
+from nomoat.scorers.text import Score, Spec, result
 
-SECONDS = 0.8  # for building, and again for all queries of one scoring; a fair query on a small table takes milliseconds
-STEPS = 2_000_000  # virtual-machine steps a query; joining three tables of 40 rows takes about 400,000
-ROWS = 10_000  # most rows a reference query may return
-BYTES = 20_000  # longest text, blob or row that a query may build
-MAX_COPIES = 1_000
+SECONDS = 0.8  # to build the tables, and again for all queries of one scoring; a reasonable query takes milliseconds
+STEPS = 2_000_000  # virtual-machine steps per query; joining three tables of 40 rows takes about 400,000
+ROWS = 10_000  # that are read of a result at most
+BYTES = 20_000  # of a query, and of any text, blob or row that it builds
+MAX_COPIES = 1_000  # of common table expressions
 
 # fmt: off
 FUNCTIONS = frozenset((
@@ -64,33 +64,33 @@ _TOKEN = re.compile(
 
 
 class QueryFailed(Exception):
-    """A query that is not allowed, is wrong, or asks for too much."""
+    """A query that is not allowed, is invalid, or exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a query returned and the names of the tables it read."""
+    """The rows that a query returned and the names of the tables that it read."""
 
     rows: list[tuple[Any, ...]]
     tables: frozenset[str]
 
 
 class Sandbox:
-    """A database made by `script`; all queries against it share one time limit. Raises sqlite3.Error when the script is wrong."""
+    """A database built by `script`; all queries share one time limit of `seconds`. Raises sqlite3.Error for an invalid script."""
 
     def __init__(self, script: str, seconds: float = SECONDS) -> None:
         self._tables: set[str] = set()
-        self._steps = -math.inf  # building is bounded by time alone
+        self._steps = -math.inf  # the script is bounded by time alone
         self._ends = time.monotonic() + seconds
-        # a statement taken from Python's cache would not be shown to the authoriser again
+        # without a cache: a cached statement does not pass the authoriser again
         self._database = sqlite3.connect(":memory:", isolation_level=None, cached_statements=0)
         try:
             self._database.set_progress_handler(self._over_budget, 100)
             self._database.set_authorizer(self._allow(BUILDING))
             self._database.executescript(script)
             self._database.set_authorizer(self._allow(READING))
-            for limit, most in LIMITS.items():
-                self._database.setlimit(limit, most)
+            for limit, value in LIMITS.items():
+                self._database.setlimit(limit, value)
             self._ends = time.monotonic() + seconds
         except BaseException:
             self._database.close()
@@ -102,16 +102,16 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def run(self, query: str, most: int = ROWS) -> Result:
-        """The result of one SELECT, its first `most` rows; anything else raises QueryFailed, which says why."""
-        tokens = sql_tokens(query[: BYTES + 1])
+    def run(self, query: str, max_rows: int = ROWS) -> Result:
+        """The first `max_rows` rows of one SELECT. Raises QueryFailed, with the reason, for anything else."""
+        tokens = _tokens(query[: BYTES + 1])
         if len(query) > BYTES or _copies(tokens) > MAX_COPIES:
             raise QueryFailed("the query is too long or too nested")
         if not tokens or tokens[0].casefold() not in ("select", "with"):
             raise QueryFailed("not a SELECT")
         self._steps, self._tables = 0, set()
         try:
-            rows = self._database.execute(query).fetchmany(most)
+            rows = self._database.execute(query).fetchmany(max_rows)
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError) as error:
             raise QueryFailed(f"{type(error).__name__}: {error}") from None
         return Result(rows, frozenset(self._tables))
@@ -132,49 +132,45 @@ class Sandbox:
 
 
 def queries_in(text: str) -> list[str]:
-    """At most four texts in an answer that may be its query: what stands in a fence, then what follows SELECT or WITH."""
+    """At most four parts of an answer that may be its query: the contents of code fences, then the text from each SELECT or WITH."""
     pieces = text.split("```")
     fenced = [piece.partition("\n")[2] or piece for piece in pieces[1::2]]
-    starts = [found.start() for found in itertools.islice(re.finditer(r"\b(?:select|with)\b", text, re.IGNORECASE), 4)]
+    starts = [match.start() for match in itertools.islice(re.finditer(r"\b(?:select|with)\b", text, re.IGNORECASE), 4)]
     plain = [re.split(r";|\n\s*\n|```", text[start : start + BYTES], maxsplit=1)[0] for start in starts]
     return [query.strip() for query in [*fenced, *plain] if query.strip()][:4]
 
 
 def same_rows(ours: Sequence[tuple[Any, ...]], theirs: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
-    """Whether two results are equal, as lists or as multisets: 3 equals 3.0, and floats count to 9 digits."""
-    left, right = [_rounded(row) for row in ours], [_rounded(row) for row in theirs]
+    """Whether two results are equal, as lists or as multisets: 3 equals 3.0, and floats are compared to 9 digits."""
+
+    def rounded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(float(f"{cell:.9g}") if isinstance(cell, float) else cell for cell in row)
+
+    left, right = [rounded(row) for row in ours], [rounded(row) for row in theirs]
     return left == right if ordered else Counter(left) == Counter(right)
 
 
 def is_ordered(query: str) -> bool:
     """Whether the outermost SELECT has an ORDER BY."""
     depth = 0
-    for token, following in _pairs(sql_tokens(query)):
+    for token, following in itertools.pairwise([*_tokens(query), ""]):
         depth += (token == "(") - (token == ")")
         if depth == 0 and token.casefold() == "order" and following.casefold() == "by":
             return True
     return False
 
 
-def sql_tokens(query: str) -> list[str]:
-    """Words, quoted pieces and signs of a query, without its comments."""
+def _tokens(query: str) -> list[str]:
+    """Words, quoted strings and symbols of a query, without comments."""
     return [token for token in _TOKEN.findall(query) if not token.startswith(("--", "/*"))]
 
 
-def _pairs(tokens: list[str]) -> list[tuple[str, str]]:
-    return list(zip(tokens, [*tokens[1:], ""], strict=False))
-
-
-def _rounded(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(float(f"{cell:.9g}") if isinstance(cell, float) else cell for cell in row)
-
-
 def _copies(tokens: list[str]) -> int:
-    """At most how many copies of a common table expression SQLite makes: the product over names of how often each is mentioned."""
+    """An upper bound of the copies that SQLite makes of a common table expression: the product of the mentions of each name."""
     plain = [token.strip('"`[]').casefold() for token in tokens]
     names = {
         _name_before(plain, at)
-        for at, (token, after) in enumerate(_pairs(plain))
+        for at, (token, after) in enumerate(itertools.pairwise([*plain, ""]))
         if token == "as" and after in ("(", "not", "materialized")
     }
     return math.prod(max(1, plain.count(name) - 1) for name in names if name)
@@ -190,7 +186,7 @@ def _name_before(tokens: list[str], at: int) -> str:
     return tokens[before] if before >= 0 else ""
 
 
-def _sql_rows(output: str, completion: str, spec: Spec) -> Score:
+def sql_rows(output: str, completion: str, spec: Spec) -> Score:
     """Strict: the output is one query that returns the reference's rows. Lenient: a query in a fence or after other text does."""
     with Sandbox(spec["script"]) as sandbox:
         reference, ordered = sandbox.run(completion), is_ordered(completion)
@@ -202,7 +198,7 @@ def _sql_rows(output: str, completion: str, spec: Spec) -> Score:
 def _difference(sandbox: Sandbox, query: str, reference: Result, ordered: bool) -> str:
     """Why a query does not give the reference's result, or '' where it does."""
     try:
-        answer = sandbox.run(query, most=len(reference.rows) + 1)
+        answer = sandbox.run(query, max_rows=len(reference.rows) + 1)
     except QueryFailed as error:
         return str(error)
     if reference.tables and not answer.tables:
@@ -210,16 +206,13 @@ def _difference(sandbox: Sandbox, query: str, reference: Result, ordered: bool) 
     return "" if same_rows(answer.rows, reference.rows, ordered=ordered) else "other rows than the reference"
 
 
-def _check_sql(spec: Spec, completion: str) -> list[str]:
+def check_sql_rows(spec: Spec, completion: str) -> list[str]:
     script = spec.get("script")
     if not isinstance(script, str) or not script.strip():
         return [f"sql_rows needs script: the statements that build its tables; saw {quoted(script)}"]
     try:
         with Sandbox(script) as sandbox:
-            rows = sandbox.run(completion, most=1).rows
+            rows = sandbox.run(completion, max_rows=1).rows
     except (sqlite3.Error, QueryFailed) as error:
         return [f"the script or the reference query does not run: {error}"]
     return [] if rows else ["the reference query returns no rows, so that many wrong queries would pass: add rows to the script"]
-
-
-SQL_ROWS = Scorer(_sql_rows, ("script",), _check_sql)

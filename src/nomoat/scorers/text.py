@@ -1,7 +1,7 @@
 """Score types, and the scorers that read an output as text: exact, label, contains, number, choice and rouge_l.
 
-A `Scorer` maps (output, reference completion, spec) to a `Score`. `value` is strict: the answer and nothing else. `lenient` asks
-whether the answer appears anywhere in the output, which separates what a model knows from the format it was taught.
+Each scorer maps (output, reference completion, spec) to a `Score`; its check, beside it, returns the problems of a spec's values, one
+per line. A check need not test that the completion scores 1: the registry does.
 """
 
 from __future__ import annotations
@@ -33,26 +33,15 @@ class Scorable(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """0 or 1 for the strict and the lenient reading; both None for a row that could not be scored, and `note` says why.
+    """`value` is strict: the answer and nothing else. `lenient`: the answer appears anywhere in the output, in whatever format.
 
-    ROUGE-L gives any `value` from 0 to 1 and has no lenient reading.
+    Each is 0 or 1; both are None for a row that could not be scored, and `note` says why. ROUGE-L gives any `value` from 0 to 1 and
+    has no lenient reading.
     """
 
     value: float | None
     lenient: float | None
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A way of scoring: `score(output, completion, spec)`, the keys its spec may have besides `by`, and a check of their values.
-
-    `check(spec, completion)` returns one line per problem. It need not test that the completion scores 1: the registry does.
-    """
-
-    score: Callable[[str, str, Spec], Score]
-    keys: tuple[str, ...] = ()
-    check: Callable[[Spec, str], list[str]] = lambda _spec, _completion: []
 
 
 def result(strict: bool, lenient: bool, note: str = "") -> Score:
@@ -85,36 +74,31 @@ def is_text_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) and item.strip() for item in value)
 
 
-def _exact(output: str, completion: str, _spec: Spec) -> Score:
+def exact(output: str, completion: str, _spec: Spec) -> Score:
+    """Strict: the completion, apart from outer white space. Lenient: the completion occurs in the output, ignoring case."""
     wanted = completion.strip()
     return result(output.strip() == wanted, bool(wanted) and wanted.casefold() in output.casefold())
 
 
-EXACT = Scorer(_exact)
-
-
-def _check_options(key: str, spec: Spec, completion: str) -> list[str]:
-    """Problems of a closed set of answers: `labels` or `choices`."""
+def check_options(key: str, spec: Spec, completion: str) -> list[str]:
+    """The completion must be in the list of answers under `key`, `labels` or `choices`."""
     options: Any = spec.get(key)
     if not is_text_list(options) or len(set(options)) < max(2, len(options)):
         return [f"{spec['by']} needs {key}: a list of at least two different strings, none of them blank; saw {quoted(options)}"]
     return [] if completion in options else [f"the completion {quoted(completion)} is not one of the {key} {quoted(options)}"]
 
 
-def _label(output: str, completion: str, spec: Spec) -> Score:
-    """Lenient: the output mentions the right label and no other. The longest are sought first: 'billing dispute' is no 'billing'."""
+def label(output: str, completion: str, spec: Spec) -> Score:
+    """Lenient: the output mentions the right label and no other. Longest first: 'billing dispute' is no 'billing'."""
     named, rest = set(), output
-    for label in sorted(spec["labels"], key=len, reverse=True):
-        if mentions(rest, label):
-            named.add(label)
-            rest = re.sub(re.escape(label), "|", rest, flags=re.IGNORECASE)
+    for option in sorted(spec["labels"], key=len, reverse=True):
+        if mentions(rest, option):
+            named.add(option)
+            rest = re.sub(re.escape(option), "|", rest, flags=re.IGNORECASE)
     return result(output.strip() == completion.strip(), named == {completion.strip()})
 
 
-LABEL = Scorer(_label, ("labels",), lambda spec, completion: _check_options("labels", spec, completion))
-
-
-def _contains(output: str, _completion: str, spec: Spec) -> Score:
+def contains(output: str, _completion: str, spec: Spec) -> Score:
     """Strict: `all` entries and one of `any` occur as whole words. Lenient: inside other words too."""
     flat = " ".join(output.casefold().split())
     return result(
@@ -130,7 +114,7 @@ def _contains_entries(spec: Spec, occurs: Callable[[str], bool]) -> bool:
     return all(map(occurs_in_some_form, spec.get("all", ()))) and ("any" not in spec or any(map(occurs_in_some_form, spec["any"])))
 
 
-def _check_contains(spec: Spec, _completion: str) -> list[str]:
+def check_contains(spec: Spec, _completion: str) -> list[str]:
     if not ("all" in spec or "any" in spec):
         return ["contains needs all, any or both: lists of strings"]
 
@@ -143,8 +127,6 @@ def _check_contains(spec: Spec, _completion: str) -> list[str]:
         if key in spec and not is_valid(spec[key])
     ]
 
-
-CONTAINS = Scorer(_contains, ("all", "any"), _check_contains)
 
 _NUMBER = re.compile(
     r"""(?:(?<![\w)\]])(?P<sign>[-+\u2212]))?  [$\u20ac\u00a3\u00a5]?   # a hyphen after a word or a number is no sign: 2024-05, covid-19
@@ -166,21 +148,18 @@ def numbers_in(text: str) -> list[Decimal]:
     return numbers
 
 
-def _number(output: str, completion: str, spec: Spec) -> Score:
+def number(output: str, completion: str, spec: Spec) -> Score:
     """Strict: the last number of the output is within `tolerance` (default 0) of the completion's last. Lenient: any number is."""
     wanted, tolerance = numbers_in(completion)[-1], Decimal(str(spec.get("tolerance", 0)))
-    near = [number == wanted or abs(number - wanted) <= tolerance for number in numbers_in(output)]
+    near = [value == wanted or abs(value - wanted) <= tolerance for value in numbers_in(output)]
     return result(near[-1:] == [True], any(near), "" if near else "no number")
 
 
-def _check_number(spec: Spec, completion: str) -> list[str]:
+def check_number(spec: Spec, completion: str) -> list[str]:
     tolerance = spec.get("tolerance", 0)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         return [f"tolerance must be a finite number, 0 or more; saw {quoted(tolerance)}"]
     return [] if numbers_in(completion) else [f"the completion must contain a number; saw {quoted(completion)}"]
-
-
-NUMBER = Scorer(_number, ("tolerance",), _check_number)
 
 
 def needs_likelihoods(row: Scorable) -> bool:
@@ -216,8 +195,8 @@ def score_choice(log_likelihoods: Sequence[float], byte_lengths: Sequence[int], 
     return result(not rivals(per_byte), not rivals(log_likelihoods), f"at least as likely per byte: {', '.join(rivals(per_byte))}")
 
 
-def _check_choice(spec: Spec, completion: str) -> list[str]:
-    problems = _check_options("choices", spec, completion)
+def check_choice(spec: Spec, completion: str) -> list[str]:
+    problems = check_options("choices", spec, completion)
     if problems:
         return problems
     choices = spec["choices"]
@@ -228,11 +207,7 @@ def _check_choice(spec: Spec, completion: str) -> list[str]:
     return []
 
 
-# A choice row's likelihoods come from a model. Where there is only a text (majority and nearest-row baselines), it is scored as by `exact`.
-CHOICE = Scorer(_exact, ("choices",), _check_choice)
-
-
-def _rouge_l(output: str, completion: str, _spec: Spec) -> Score:
+def rouge_l(output: str, completion: str, _spec: Spec) -> Score:
     """F-measure of ROUGE-L (Lin, Text Summarization Branches Out, 2004): the longest common subsequence of words, without stemming."""
     from rouge_score.rouge_scorer import RougeScorer  # here: it brings nltk, which takes a second to import
 
@@ -241,10 +216,7 @@ def _rouge_l(output: str, completion: str, _spec: Spec) -> Score:
     return Score(float(RougeScorer(["rougeL"]).score(completion, output)["rougeL"].fmeasure), None)
 
 
-def _check_rouge_l(_spec: Spec, completion: str) -> list[str]:
+def check_rouge_l(_spec: Spec, completion: str) -> list[str]:
     if re.search("[a-z0-9]", completion.lower()):
         return []
     return [f"ROUGE-L counts words of a to z and 0 to 9, and the completion {quoted(completion)} has none of them"]
-
-
-ROUGE_L = Scorer(_rouge_l, check=_check_rouge_l)

@@ -1,4 +1,4 @@
-"""Scores of fair, sloppy and hostile outputs. One row of a table is one output: what it is, and what it must score."""
+"""Scores of correct, sloppy and hostile outputs, and specs that are refused. A line of a table is one output with its scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nomoat.scorers import SCORERS, check_spec, choices_of, needs_likelihoods, score, score_choice
-from nomoat.scorers.text import NOTE_LENGTH, Score, Scorer
+from nomoat.scorers import SCORERS, Score, Scorer, check_spec, score
+from nomoat.scorers.text import NOTE_LENGTH
 
 SHOP = """CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, price REAL, shelf INTEGER);
 INSERT INTO item VALUES (1, 'lamp', 20.0, 1), (2, 'desk', 95.5, 2), (3, 'chair', 60.0, 2), (4, 'rug', 60.0, 3);"""
@@ -119,9 +119,9 @@ OUTPUTS: list[tuple[Row, str, float, float]] = [
 
 
 @pytest.mark.parametrize(("row", "output", "value", "lenient"), OUTPUTS, ids=lambda item: None if isinstance(item, Row) else str(item)[:30])
-def test_an_output_scores_what_it_deserves(row: Row, output: str, value: float, lenient: float) -> None:
-    found = score(output, row)
-    assert (found.value, found.lenient) == (value, lenient), found.note
+def test_an_output_gets_its_strict_and_lenient_score(row: Row, output: str, value: float, lenient: float) -> None:
+    scored = score(output, row)
+    assert (scored.value, scored.lenient) == (value, lenient), scored.note
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.score["by"])
@@ -177,13 +177,13 @@ HOSTILE = {
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.score["by"])
 def test_a_hostile_output_scores_0_in_time_and_leaves_a_note_that_can_be_written(row: Row, output: str) -> None:
     started = time.monotonic()
-    found = score(output, row)
+    scored = score(output, row)
     assert time.monotonic() - started < 2
-    assert found.value == 0
-    assert found.lenient == (row is QUERY and output == HOSTILE["two statements"])  # its first statement is the answer
-    assert len(found.note) <= NOTE_LENGTH
-    assert found.note.isprintable()
-    json.dumps(found.note, ensure_ascii=False).encode("utf-8")
+    assert scored.value == 0
+    assert scored.lenient == (row is QUERY and output == HOSTILE["two statements"])  # its first statement is the answer
+    assert len(scored.note) <= NOTE_LENGTH
+    assert scored.note.isprintable()
+    json.dumps(scored.note, ensure_ascii=False).encode("utf-8")
 
 
 def test_nothing_that_a_query_tries_changes_the_next_scoring() -> None:
@@ -205,10 +205,10 @@ def test_nothing_that_a_query_tries_changes_the_next_scoring() -> None:
     ],
 )
 def test_a_scorer_that_fails_leaves_the_row_unscored_and_names_the_error(row: Row, why: str) -> None:
-    found = score("SELECT name FROM item", row)
-    assert found.value is None
-    assert found.lenient is None
-    assert why in found.note
+    scored = score("SELECT name FROM item", row)
+    assert scored.value is None
+    assert scored.lenient is None
+    assert why in scored.note
 
 
 @pytest.mark.parametrize("error", [RecursionError(), MemoryError("no room"), UnicodeError("bad"), ZeroDivisionError()])
@@ -231,48 +231,60 @@ def test_a_row_may_name_its_scorer_with_a_bare_string() -> None:
     assert check_spec("exact", "Oslo") == []
 
 
-CHOICE = Row("the long way", {"by": "choice", "choices": ["go", "the long way"]})
+def test_a_lenient_score_is_never_below_the_strict_one() -> None:
+    for row, output, _, _ in OUTPUTS:
+        scored = score(output, row)
+        assert scored.value is not None
+        assert scored.lenient is not None
+        assert scored.lenient >= scored.value
+
+
+TABLES = "CREATE TABLE item(id INTEGER, name TEXT); INSERT INTO item VALUES (1, 'lamp'), (2, 'desk');"
 
 
 @pytest.mark.parametrize(
-    ("log_likelihoods", "value", "lenient"),
-    [([-4.0, -6.0], 1, 1), ([-9.0, -6.0], 1, 1), ([-0.5, -6.0], 0, 0), ([-1.0, -6.0], 0, 0), ([-1.0, -0.5], 1, 1), ([-2.0, -13.0], 0, 0)],
+    ("spec", "completion", "message"),
+    [
+        ({"by": "exakt"}, "a", "did you mean 'exact'?"),
+        ({}, "a", "no scorer None"),
+        (7, "a", "no scorer None"),
+        ({"by": ["exact"]}, "a", "no scorer ['exact']"),
+        ({"by": "exact", "lables": []}, "a", "no key 'lables'"),
+        ({"by": "label", "lables": ["a", "b"]}, "a", "did you mean 'labels'?"),
+        ({"by": "label", "labels": ["a", "a"]}, "a", "at least two different strings"),
+        ({"by": "label", "labels": ["a", "b"]}, "c", "is not one of the labels"),
+        ({"by": "choice"}, "a", "choice needs choices: a list of at least two different strings"),
+        ({"by": "choice", "choices": ["a"]}, "a", "at least two different strings"),
+        ({"by": "choice", "choices": ["a", "a"]}, "a", "at least two different strings"),
+        ({"by": "choice", "choices": ["a", ""]}, "a", "none of them blank; saw ['a', '']"),
+        ({"by": "choice", "choices": ["a", 1]}, "a", "choices: a list of at least two"),
+        ({"by": "choice", "choices": ["a", "b"]}, "c", "the completion 'c' is not one of the choices ['a', 'b']"),
+        ({"by": "choice", "choices": ["a", "a "]}, "a", "differ in more than outer white space; saw ['a', 'a ']"),
+        ({"by": "choice", "choices": ["a", "\ud800"]}, "a", "without lone surrogates"),
+        ({"by": "contains"}, "a", "needs all, any or both"),
+        ({"by": "contains", "all": [["a", 1]]}, "a", "all must be a list of strings"),
+        ({"by": "contains", "any": "a"}, "a", "any must be a list of strings"),
+        ({"by": "contains", "all": ["b"]}, "a", "does not score 1"),
+        ({"by": "number", "tolerance": -1}, "1", "tolerance must be a finite number, 0 or more"),
+        ({"by": "number", "tolerance": True}, "1", "tolerance must be a finite number, 0 or more"),
+        ({"by": "number"}, "one", "must contain a number; saw 'one'"),
+        ({"by": "json_fields"}, "{", "must be a JSON object"),
+        ({"by": "json_fields"}, "[1]", "must be a JSON object"),
+        ({"by": "json_fields"}, '{"a": NaN}', "NaN is not JSON"),
+        ({"by": "sql_rows"}, "SELECT 1", "sql_rows needs script"),
+        ({"by": "sql_rows", "script": "CREATE TABEL x(a)"}, "SELECT 1", "does not run"),
+        ({"by": "sql_rows", "script": TABLES}, "SELECT name FROM item WHERE id > 99", "returns no rows"),
+        ({"by": "constraints", "rules": []}, "a", "at least one rule"),
+        ({"by": "constraints", "rules": [{"rule": "max_word", "number": 3}]}, "a", "did you mean 'max_words'?"),
+        ({"by": "constraints", "rules": [{"rule": "max_words", "text": "x"}]}, "a", "max_words has no key 'text'"),
+        ({"by": "constraints", "rules": [{"rule": "max_words", "number": 0}]}, "a", "does not score 1 by constraints: broken: max_words"),
+    ],
 )
-def test_a_choice_is_won_by_the_highest_likelihood_per_byte(log_likelihoods: list[float], value: float, lenient: float) -> None:
-    assert choices_of(CHOICE) == ("go", "the long way")
-    scored = score_choice(log_likelihoods, [2, 12], CHOICE)
-    assert (scored.value, scored.lenient) == (value, lenient)
-    assert scored.note == ("" if value else "at least as likely per byte: go")
+def test_an_invalid_spec_is_reported(spec: Any, completion: str, message: str) -> None:
+    problems = check_spec(spec, completion)
+    assert any(message in problem for problem in problems), problems
 
 
-def test_a_choice_by_bytes_and_one_in_sum_can_differ_and_lenient_says_so() -> None:
-    short = Row("go", {"by": "choice", "choices": ["go", "the long way"]})
-    assert score_choice([-4.0, -6.0], [2, 12], short) == Score(0.0, 1.0, "at least as likely per byte: the long way")
-
-
-def test_a_tie_between_choices_is_no_answer_and_a_missing_likelihood_no_score() -> None:
-    assert score_choice([-2.0, -12.0], [2, 12], CHOICE).value == 0
-    for log_likelihoods, byte_lengths in (([float("nan"), -1.0], [2, 12]), ([-1.0], [2, 12]), ([-1.0, -1.0], [2]), ([-1.0, -1.0], [0, 12])):
-        assert "each of the 2 choices needs a finite log-likelihood" in score_choice(log_likelihoods, byte_lengths, CHOICE).note
-    for row in (EXACT, Row("go", "choice"), Row("stay", CHOICE.score)):
-        assert score_choice([-1.0, -1.0], [2, 12], row).value is None
-
-
-def test_only_choice_rows_need_likelihoods() -> None:
-    assert [needs_likelihoods(row) for row in (CHOICE, EXACT, Row("Oslo", "exact"), LABEL)] == [True, False, False, False]
-    assert choices_of(LABEL) == choices_of(Row("Oslo", "exact")) == ()
-
-
-def test_a_choice_row_scores_a_text_exactly_so_that_baselines_can_answer_it() -> None:
-    assert check_spec(CHOICE.score, CHOICE.completion) == []
-    assert score(" the long way\n", CHOICE) == Score(1.0, 1.0)
-    assert score("Take THE LONG WAY.", CHOICE) == Score(0.0, 1.0)
-    assert score("go", CHOICE) == Score(0.0, 0.0)
-
-
-def test_a_lenient_score_is_never_below_the_strict_one() -> None:
-    for row, output, _, _ in OUTPUTS:
-        found = score(output, row)
-        assert found.value is not None
-        assert found.lenient is not None
-        assert found.lenient >= found.value
+def test_all_problems_of_a_spec_are_reported_at_once() -> None:
+    spec = {"by": "constraints", "rulez": 1, "rules": [{"rule": "rhymes"}, {"rule": "starts_with"}, {"rule": "lines", "number": 1.5}]}
+    assert len(check_spec(spec, "a")) == 4
