@@ -46,8 +46,8 @@ def test_batched_answers_are_those_of_generate_alone(tmp_path: Path, architectur
 def test_where_end_to_end_is_not_the_same_prompts_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, talk, questions = load(tmp_path, "llama")
     expected = Generator(model, talk, max_new_tokens=6).answer(questions)
-    blind = SuffixLayout._mask
-    monkeypatch.setattr(SuffixLayout, "_mask", lambda *given: torch.zeros_like(blind(*given)))  # tokens that see what follows them
+    blind = SuffixLayout.mask
+    monkeypatch.setattr(SuffixLayout, "mask", lambda *given: torch.zeros_like(blind(*given)))  # tokens that see what follows them
     assert not enable_packed_prefill(model, questions[:2])
     assert Generator(model, talk, max_new_tokens=6).answer(questions) == expected
 

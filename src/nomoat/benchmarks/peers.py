@@ -359,8 +359,8 @@ def _ours(work: BenchWork) -> BenchArm:
     trainer = PackedTrainer(
         model=model,
         args=arguments,
-        rows=batches,
-        plan=StepSchedule(tuple(packs), ()),
+        collator=batches,
+        schedule=StepSchedule(tuple(packs), ()),
         files=work.files,
         callbacks=[],
         loraplus_lr_ratio=work.recipe.train.loraplus_lr_ratio,

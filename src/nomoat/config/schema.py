@@ -250,6 +250,9 @@ class Train(Section):
     max_row_tokens: int = Field(default=512, ge=8, description="longer rows are dropped, counted and listed")
     validation_points: int = Field(default=5, ge=2, le=100, description="validation losses per run, the first and the last step included")
     checkpoints: int = Field(default=8, ge=1, description="checkpoints written per run; two are kept")
+    report_to: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="trackers of transformers' Trainer, such as [tensorboard]; what they record may name this machine"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the adapter's initial weights, the order of rows and dropout")
 
     @model_validator(mode="after")

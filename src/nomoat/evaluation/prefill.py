@@ -88,7 +88,7 @@ def prefill_padded(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
     places = pad(places, (0, SPARE))
     for layer in _layers(cache):
         index = places[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        layer.rearrange(lambda states, index=index: states.gather(2, index))
+        layer.reindex(lambda states, index=index: states.gather(2, index))
     return drafts.prefill(cache, mask)
 
 
@@ -110,16 +110,16 @@ def prefill_packed(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
         position_ids=torch.tensor([[prefix + place for suffix in suffixes for place in range(len(suffix))]], device=device),
         past_key_values=cache,
         use_cache=True,
-        row_layout=layout,
+        packed_layout=layout,
         logits_to_keep=torch.cat([torch.arange(end - span, end) for end, span in zip(layout.ends, spans, strict=True)]).to(device),
     ).logits[0]
     drafts = DraftVerifier(batch, limit)
     drafts.update(0, logits.split(spans))
     kept = [len(request.prompt) - prefix + count for request, count in zip(batch, drafts.counts, strict=True)]
-    places, mask = layout.side_by_side(kept, device)
+    places, mask = layout.align_right(kept, device)
     places = pad(places, (0, SPARE))
     for layer in _layers(cache):
-        layer.rearrange(lambda states: _unpack(states, places))
+        layer.reindex(lambda states: _unpack(states, places))
     return drafts.prefill(cache, mask)
 
 

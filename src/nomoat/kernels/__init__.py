@@ -1,1 +1,1 @@
-"""kernels."""
+"""Faster ways through a model on a CPU; `hardware.kernels: plain` runs what each of them replaces."""

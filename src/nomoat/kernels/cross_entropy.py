@@ -1,9 +1,9 @@
-"""Cross-entropy over a large vocabulary without float32 copies of all its logits.
+"""Cross-entropy over a large vocabulary without float32 copies of all its logits; it replaces torch's `cross_entropy`.
 
-torch's own keeps the float32 logits, their log-softmax and two gradients of the same size: for 150 labelled tokens and 49,152
-words that is 150 MB, got afresh in every step, page by page (what that costs: recipes/LOG.md). Here a few rows at a time become
-float32, and what is kept is the gradient in the logits' own precision, as Liger Kernel does on GPUs (Hsu et al. 2024,
-arXiv:2410.10989).
+torch's own keeps the float32 logits, their log-softmax and two gradients of the same size: for 150 labelled tokens and a vocabulary
+of 49,152 that is 150 MB, allocated afresh in every step, page by page (what that costs: recipes/LOG.md). Here a few tokens' logits at
+a time become float32, and what is kept is the gradient in the logits' own precision, as in Liger Kernel for GPUs (Hsu et al. 2024,
+arXiv:2410.10989). `hardware.kernels: plain` switches back to torch's.
 """
 
 from __future__ import annotations
@@ -12,43 +12,47 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
 
+IGNORED = -100  # the label of a token that has no part in the loss
 CHUNK_VALUES = 1 << 20  # logits that are float32 at a time, always in the same 4 MB
 
 
+def summed_cross_entropy(logits: Any, targets: Any, *, kernels: str = "auto") -> Any:
+    """Cross-entropy in nats, computed in float32 and summed over the tokens whose target is not IGNORED.
+
+    `logits` (tokens, vocabulary), `targets` (tokens,); the result is a float32 scalar.
+    """
+    if kernels == "plain":
+        return cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return _SummedCrossEntropy.apply(logits, targets)
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(logits)[target] in float32, for logits (rows, vocabulary) and targets (rows,), but where IGNORED."""
+    """The gradient is computed in the forward pass, while the softmax of a chunk is at hand, and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, logits: Any, targets: Any) -> Any:
         ctx.gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         total = logits.new_zeros((), dtype=torch.float32)
-        rows = max(1, min(len(targets), CHUNK_VALUES // logits.shape[1]))
-        room = logits.new_empty((rows, logits.shape[1]), dtype=torch.float32)
-        for start in range(0, len(targets), rows):
-            these = targets[start : start + rows, None]
-            left_out, these = these == IGNORED, these.clamp(min=0)
-            chunk = room[: len(these)].copy_(logits[start : start + rows])
+        size = max(1, min(len(targets), CHUNK_VALUES // logits.shape[1]))
+        buffer = logits.new_empty((size, logits.shape[1]), dtype=torch.float32)
+        for start in range(0, len(targets), size):
+            target = targets[start : start + size, None]
+            ignored, target = target == IGNORED, target.clamp(min=0)
+            chunk = buffer[: len(target)].copy_(logits[start : start + size])
             chunk -= chunk.amax(1, keepdim=True)
-            wanted = chunk.gather(1, these)
+            target_logits = chunk.gather(1, target)
             sums = chunk.exp_().sum(1, keepdim=True)
-            total += (sums.log() - wanted).masked_fill_(left_out, 0.0).sum()
+            total += (sums.log() - target_logits).masked_fill_(ignored, 0.0).sum()
             if ctx.gradient is not None:
                 chunk /= sums
-                chunk.scatter_add_(1, these, chunk.new_full(these.shape, -1.0))
-                ctx.gradient[start : start + rows] = chunk.masked_fill_(left_out, 0.0) if bool(left_out.any()) else chunk
+                chunk.scatter_add_(1, target, chunk.new_full(target.shape, -1.0))
+                ctx.gradient[start : start + size] = chunk.masked_fill_(ignored, 0.0) if bool(ignored.any()) else chunk
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Any) -> Any:
-        found, ctx.gradient = ctx.gradient, None  # so that the memory is free before the layers below
-        return found.mul_(gradient.to(found.dtype)), None
-
-
-def summed_cross_entropy(logits: Any, targets: Any) -> Any:
-    """Cross-entropy in nats, summed over the rows whose target is not IGNORED; logits (rows, vocabulary), targets (rows,)."""
-    return _SummedCrossEntropy.apply(logits, targets)
-
-
-IGNORED = -100  # the label that cross-entropy leaves out
+        logits_gradient, ctx.gradient = ctx.gradient, None  # so that the memory is free before the layers below
+        return logits_gradient.mul_(gradient.to(logits_gradient.dtype)), None

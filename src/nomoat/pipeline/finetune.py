@@ -173,7 +173,7 @@ class FineTuneRun:
         rate = spec.provenance.rate
         job = TrainSpec(
             recipe=spec.recipe,
-            rows=data.collator,
+            collator=data.collator,
             files=spec.base.files,
             folder=self.folder,
             device=spec.base.device.kind,

@@ -18,6 +18,7 @@ from nomoat.models.base import OpenBase, open_base
 from nomoat.runs import costs, meters
 from nomoat.runs.provenance import BaseFacts, DataOrigin, Decoding, DeviceFacts, Provenance, claims_sha256, code_state, machine, versions
 from nomoat.scorers import SCORER_VERSION
+from nomoat.training.loop import check_trackers
 
 # Keys that do not change what is trained.
 NOT_IDENTIFYING = {"base": ("display_name",), "train": ("report_to",)}
@@ -111,6 +112,7 @@ class RunSpec:
 
 def make_run_spec(recipe: Recipe, root: Path) -> RunSpec:
     """Everything that can be refused is refused here, before a run directory exists."""
+    check_trackers(recipe.train.report_to)
     data, base = load_raw_data(recipe, root), open_base(recipe)
     return RunSpec(
         recipe=recipe,

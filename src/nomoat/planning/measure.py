@@ -237,7 +237,7 @@ class _Steps(TrainerCallback):
         if state.global_step == STEPS:
             self.record.stop()
         else:
-            self.tokens_per_second = self.trainer.step.tokens_seen / (time.perf_counter() - self._began)
+            self.tokens_per_second = self.trainer.stats.tokens_seen / (time.perf_counter() - self._began)
             self.peak_bytes = self.whole.peak()
 
 
@@ -248,12 +248,11 @@ def _trainer(task: _Task, model: Any, rows: Collator, steps: _Steps, scratch: Pa
         model=model,
         args=arguments,
         loraplus_lr_ratio=task.recipe.train.loraplus_lr_ratio,
-        rows=rows,
-        plan=StepSchedule((task.step,) * STEPS, ()),
+        collator=rows,
+        schedule=StepSchedule((task.step,) * STEPS, ()),
         files=task.files,
         callbacks=[steps],
         mixed=task.mixed,
     )
-    trainer.remove_callback(PrinterCallback)
     steps.trainer = trainer
     return trainer

@@ -1,4 +1,9 @@
-"""One training, from the first step or from the last whole checkpoint to the saved adapter."""
+"""Training on transformers' Trainer, from the first step or the last complete checkpoint to the trained model.
+
+One batch of the Trainer is one optimiser step: the list of its packed (or padded) forward passes. The loss of a step is the
+cross-entropy summed over its labelled tokens, divided by their number, so that it does not depend on how they are packed. Optimiser,
+schedule, clipping, logging, trackers, checkpoints and resuming are Trainer's own.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch.optim import AdamW
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from nomoat.config.schema import Recipe
 from nomoat.console import ProgressBar
-from nomoat.errors import RunFailed
+from nomoat.errors import NomoatError, RunFailed, did_you_mean
 from nomoat.io import canonical_json, read_json, read_jsonl, write_jsonl
 from nomoat.models.adapter import restore_adapter, save_adapter
 from nomoat.models.base import BaseFiles
@@ -25,25 +30,119 @@ from nomoat.runs.directory import complete_checkpoint, latest_complete
 from nomoat.training.collate import Collator, count_labels, mean_loss, summed_loss
 from nomoat.training.packing import StepSchedule, schedule_steps
 
-# MERGED training:
-# The training step and its bookkeeping, on transformers.Trainer.
-#
-# One item of the data loader is one optimiser step: a list of packs (or padded batches). The loss of a step is the sum of
-# cross-entropy over its labelled tokens divided by their number, whatever the packs; logits are computed only where there is a label.
-
 LEARNING_RATE_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-@dataclass
-class StepStats:
-    """What one optimiser step did; the callbacks turn it into metrics, ledger entries and a progress bar."""
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """What a training needs besides the model."""
 
-    loss: float = 0.0
-    tokens_seen: int = 0
-    tokens_trained: int = 0
-    seconds: float = 0.0  # forward, backward and optimiser, of this step
-    gradient_norm: float = 0.0  # before clipping
-    totals: dict[str, float] = field(default_factory=lambda: {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0})
+    recipe: Recipe
+    collator: Collator
+    files: BaseFiles
+    folder: Path  # the run directory
+    device: str
+    learning_rate: float
+    validation_bytes: int  # of the validation completions, in UTF-8
+    usd_per_second: float | None = None
+    mixed: bool = False  # float32 weights and bfloat16 matrix products (full fine-tuning with precision: bfloat16)
+
+    def schedule(self) -> StepSchedule:
+        """All optimiser steps, known before the first."""
+        train = self.recipe.train
+        return schedule_steps(
+            [example.length for example in self.collator.train],
+            epochs=train.epochs,
+            batch_tokens=train.batch_tokens,
+            pack_tokens=train.pack_tokens,
+            seed=train.seed,
+            max_steps=train.max_steps,
+        )
+
+
+def run_training(model: Any, spec: TrainSpec, *, count: Callable[..., None], console: Console) -> int:
+    """Train `model` in place and return the number of steps; resumes from the last complete checkpoint of the run directory.
+
+    `count(tokens_seen=, tokens_trained=, compute_seconds=)` is called once per step of this process, for the ledger. Raises RunFailed
+    where the loss is zero, infinite or not a number.
+    """
+    schedule = spec.schedule()
+    steps = len(schedule.steps)
+    checkpoint = latest_complete(spec.folder / "checkpoints")
+    done = int(read_json(checkpoint / "trainer_state.json")["global_step"]) if checkpoint else 0
+    arguments = training_arguments(
+        spec.recipe,
+        output=spec.folder / "checkpoints",
+        steps=steps,
+        learning_rate=spec.learning_rate,
+        device=spec.device,
+        eval_on_start=checkpoint is None,
+        report_to=list(spec.recipe.train.report_to),
+    )
+    stats = StepStats()
+    with ProgressBar("training", steps, console) as bar:
+        metrics = MetricsCallback(spec, schedule, stats, count=count, bar=bar)
+        metrics.resume(done)
+        bar.advance(done)
+        if checkpoint and done == steps:
+            restore_adapter(model, checkpoint)
+            return steps
+        trainer = PackedTrainer(
+            model=model,
+            args=arguments,
+            schedule=schedule,
+            collator=spec.collator,
+            files=spec.files,
+            loraplus_lr_ratio=spec.recipe.train.loraplus_lr_ratio,
+            mixed=spec.mixed,
+            stats=stats,
+            callbacks=[metrics, CheckpointCallback()],
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return steps
+
+
+def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rate: float, device: str, **others: Any) -> TrainingArguments:
+    """The recipe as Trainer's arguments; `others` are passed on as they are."""
+    train = recipe.train
+    return TrainingArguments(
+        **others,
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,  # an item of the data set is a whole step
+        train_sampling_strategy="sequential",  # the schedule is shuffled already
+        learning_rate=learning_rate,
+        lr_scheduler_type=LEARNING_RATE_SCHEDULES[train.schedule],
+        warmup_steps=round(train.warmup * steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=train.seed,
+        data_seed=train.seed,
+        save_strategy="steps",
+        save_steps=max(1, -(-steps // train.checkpoints)),
+        logging_strategy="steps",
+        logging_steps=1,
+        eval_strategy="no",  # MetricsCallback asks for an evaluation at the points of the learning curve
+        use_cpu=device == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        fp16=recipe.precision == "float16",  # scales the loss; in no other precision would gradients underflow without it
+    )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """NomoatError unless transformers knows each tracker of `train.report_to` and the package behind it is installed."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise NomoatError(f"train.report_to: {name!r} is not a tracker{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            raise NomoatError(f"train.report_to: {name} cannot be used here: {error} Or leave it out: train.report_to: []") from None
 
 
 def check_loss(loss: float, step: int) -> None:
@@ -54,327 +153,185 @@ def check_loss(loss: float, step: int) -> None:
         )
 
 
+@dataclass
+class StepStats:
+    """Tokens of the last optimiser step: written by the trainer, read by the callbacks."""
+
+    tokens_seen: int = 0
+    tokens_trained: int = 0  # the labelled ones
+
+
 class PackedTrainer(Trainer):
-    """A Trainer whose batch is a whole optimiser step."""
+    """A Trainer whose batch is a whole optimiser step, a list of forward passes."""
 
     def __init__(
         self,
         *,
         model: Any,
         args: TrainingArguments,
-        loraplus_lr_ratio: float,
-        rows: Collator,
-        plan: StepSchedule,
+        schedule: StepSchedule,
+        collator: Collator,
         files: BaseFiles,
-        callbacks: list[Any],
+        loraplus_lr_ratio: float = 1.0,
         mixed: bool = False,
+        stats: StepStats | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        """`mixed`: float32 weights whose products are computed in bfloat16 (full fine-tuning)."""
-        self.rows, self.plan, self.files, self.loraplus_lr_ratio, self.mixed = rows, plan, files, loraplus_lr_ratio, mixed
-        self.step = StepStats()
-        super().__init__(model=model, args=args, callbacks=callbacks, train_dataset=list(range(len(plan.steps))))
+        self.collator, self.files, self.loraplus_lr_ratio, self.mixed = collator, files, loraplus_lr_ratio, mixed
+        self.stats = stats or StepStats()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=schedule.steps,
+            data_collator=lambda steps: collator.batches(steps[0]),
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)  # the progress bar shows the same numbers
+        model.train()  # not in each step as Trainer does it: walking over all modules is 2 % of a small step
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW; with LoRA+ (Hayou et al. 2024, arXiv:2402.12354) the matrices B learn `loraplus_lr_ratio` times as fast."""
+        """AdamW; with LoRA+ (Hayou et al. 2024, arXiv:2402.12354) the matrices B learn `loraplus_lr_ratio` times as fast as the rest.
+
+        peft's `create_loraplus_optimizer` makes the same updates for LoRA, but trains DoRA's magnitudes at the rate of B as well.
+        """
         if self.loraplus_lr_ratio == 1:
             return super().create_optimizer(model)
-        matrices = [(".lora_B." in name, p) for name, p in (model or self.model).named_parameters() if p.requires_grad]
-        rate, ratio = self.args.learning_rate, self.loraplus_lr_ratio
+        rate = self.args.learning_rate
+        trained = [(".lora_B." in name, tensor) for name, tensor in (model or self.model).named_parameters() if tensor.requires_grad]
         groups = [
-            {"params": [p for is_b, p in matrices if is_b is chosen], "lr": rate * (ratio if chosen else 1)} for chosen in (False, True)
+            {"params": [tensor for is_b, tensor in trained if not is_b], "lr": rate},
+            {"params": [tensor for is_b, tensor in trained if is_b], "lr": rate * self.loraplus_lr_ratio},
         ]
-        self.optimizer = AdamW([group for group in groups if group["params"]], weight_decay=self.args.weight_decay, fused=True)
+        self.optimizer = AdamW(groups, weight_decay=self.args.weight_decay, fused=True)
         return self.optimizer
 
-    def get_train_dataloader(self) -> Any:
-        """Steps in the plan's order; a resumed run skips those already done."""
-        steps: Any = self.plan.steps  # a sequence is all a DataLoader needs of a data set
-        loader: DataLoader[Any] = DataLoader(steps, batch_size=1, shuffle=False, collate_fn=lambda chosen: self.rows.batches(chosen[0]))
-        return self.accelerator.prepare(loader)
-
-    def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:
-        """Forward and backward over the step's packs; gradients add up to those of the step's mean loss."""
-        if not model.training:  # a walk over all modules: 2 % of a small step
-            model.train()
-        count = count_labels(inputs)
-        total = 0.0
-        for batch in inputs:
-            with self._products():
-                loss = summed_loss(model, batch, kernels=self.rows.kernels) / count
-            self.accelerator.backward(loss)
-            total = total + loss.detach()
-        self._note(inputs, total, count)
-        return total
-
-    def _products(self) -> Any:
-        import torch
-
+    def compute_loss_context_manager(self) -> Any:
+        """Autocast to bfloat16 for `mixed`; accelerate's own (`bf16=True`) would also copy all logits to float32."""
         return torch.autocast(self.args.device.type, dtype=torch.bfloat16) if self.mixed else nullcontext()
 
-    def _note(self, inputs: list[dict[str, Any]], loss: Any, count: int) -> None:
-        step = self.step
-        step.loss, step.tokens_seen, step.tokens_trained = float(loss), sum(batch["tokens_seen"] for batch in inputs), count
-        check_loss(step.loss, self.state.global_step + 1)
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Cross-entropy of one forward pass over the labelled tokens of the whole step, in nats."""
+        return summed_loss(model, inputs, kernels=self.collator.kernels) / num_items_in_batch
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """0: Trainer's estimate walks all modules at every step, and no report shows it."""
-        return 0
+    def training_step(self, model: Any, inputs: list[dict[str, Any]], num_items_in_batch: Any = None) -> Any:
+        """Forward and backward for each forward pass of the step; the gradients add up to those of the mean loss."""
+        labels = count_labels(inputs)
+        total = 0.0
+        for batch in inputs:
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, batch, num_items_in_batch=labels)
+            self.accelerator.backward(loss)
+            total = total + loss.detach()
+        check_loss(float(total), self.state.global_step + 1)
+        self.stats.tokens_seen, self.stats.tokens_trained = sum(batch["tokens_seen"] for batch in inputs), labels
+        return total
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        if self.accelerator.distributed_type != "NO":
-            return super()._clip_grad_norm(model)
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        # No public hook replaces the clipping. Trainer's walks over the frozen modules as well, and adds the norms up in the order of
+        # the model instead of the optimiser's groups: that changes the last digits of full fine-tuning and LoRA+.
+        trained = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
         return self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.step.gradient_norm = float(norm)
-        return norm
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss per labelled token of the validation set, in nats, logged as `eval_loss`."""
+        loss = mean_loss(self.model, self.collator, self.collator.validation)
+        check_loss(loss, self.state.global_step)
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Only adapter weights and config: Trainer's own files would name this machine's paths and pickle its arguments."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights and config only: Trainer would add a pickle of its arguments, with the paths of this machine."""
         save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.files)
 
 
-class StepClock(TrainerCallback):
-    """Times each optimiser step, from its first forward to after the optimiser, and adds up the tokens."""
+class MetricsCallback(TrainerCallback):
+    """Turns what Trainer logs into metrics.jsonl, counts for the ledger and the progress bar; asks for the validation points.
 
-    def __init__(self) -> None:
-        self.trainer: PackedTrainer | None = None
-        self._started = 0.0
+    metrics.jsonl has one line per step and one per validation point.
+    """
+
+    def __init__(self, spec: TrainSpec, schedule: StepSchedule, stats: StepStats, *, count: Callable[..., None], bar: ProgressBar) -> None:
+        self.spec, self.stats, self.count, self.bar = spec, stats, count, bar
+        self.path = spec.folder / "metrics.jsonl"
+        self.epoch_ends = schedule.epoch_ends
+        self.validation_steps = validation_steps(len(schedule.steps), spec.recipe.train.validation_points)
+        self.totals: dict[str, float] = {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0}  # since the first step
+        self._started = self._seconds = 0.0
+        self._facts = self._validation = ""
+
+    def resume(self, step: int) -> None:
+        """Drop the lines after `step`, the one of the checkpoint, and continue the sums of its line."""
+        kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
+        write_jsonl(self.path, kept)
+        last = next((line for line in reversed(kept) if "loss" in line), {})
+        self.totals.update({name: last[name] for name in self.totals if name in last})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = time.perf_counter()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.trainer is not None
-        step = self.trainer.step
-        step.seconds = time.perf_counter() - self._started
-        for name in step.totals:
-            step.totals[name] += getattr(step, name)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self._seconds = time.perf_counter() - self._started  # forward, backward and optimiser
+        control.should_evaluate = state.global_step in self.validation_steps
+        return control
 
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], lr_scheduler: Any, **_: Any) -> None:
+        if "loss" not in logs:
+            return  # a validation point, or Trainer's summary at the end
+        step = {"tokens_seen": self.stats.tokens_seen, "tokens_trained": self.stats.tokens_trained, "seconds": self._seconds}
+        self.totals = {name: total + step[name] for name, total in self.totals.items()}
+        self.count(tokens_seen=step["tokens_seen"], tokens_trained=step["tokens_trained"], compute_seconds=self._seconds)
+        self._write(
+            {
+                "step": state.global_step,
+                "epoch": epochs_done(state.global_step, self.epoch_ends),
+                "loss": logs["loss"],
+                "learning_rate": lr_scheduler.get_last_lr()[0],
+                "grad_norm": float(logs["grad_norm"]),  # before clipping
+                **self.totals,
+            }
+        )
+        self._facts = f"loss {logs['loss']:.3f}  {self.totals['tokens_seen'] / self.totals['seconds']:.0f} tok/s"
+        if not control.should_evaluate:
+            self._advance()
 
-def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rate: float, device: str) -> TrainingArguments:
-    """The recipe in Trainer's words; the only place that knows them."""
-    return TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        learning_rate=learning_rate,
-        lr_scheduler_type=LEARNING_RATE_SCHEDULES[recipe.train.schedule],
-        warmup_steps=round(recipe.train.warmup * steps),
-        weight_decay=recipe.train.weight_decay,
-        max_grad_norm=recipe.train.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=recipe.train.seed,
-        data_seed=recipe.train.seed,
-        save_strategy="steps",
-        save_steps=max(1, -(-steps // recipe.train.checkpoints)),
-        logging_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        use_cpu=device == "cpu",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        bf16=False,
-        fp16=recipe.precision == "float16",  # scales the loss; the only precision whose gradients would vanish without
-    )
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **_: Any) -> None:
+        loss, collator = metrics["eval_loss"], self.spec.collator
+        labels = sum(len(example.completion_ids) for example in collator.validation)
+        bits_per_byte = loss * labels / math.log(2) / self.spec.validation_bytes
+        self._write({"step": state.global_step, "validation_loss": loss, "validation_bits_per_byte": bits_per_byte})
+        self._validation = f"  validation {loss:.3f}"
+        if state.global_step:
+            self._advance()
 
-
-# MERGED following:
-# What is written down while training runs: metrics a step, the learning curve, checkpoints, the progress bar.
-
-
-class MetricsFile:
-    """metrics.jsonl: a line a step and a line a validation point; a resumed run drops what came after its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rewind(self, step: int) -> dict[str, Any]:
-        """Keep the lines up to `step`; return the last step's line, or {} when there is none."""
-        kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
-        write_jsonl(self.path, kept)
-        return next((line for line in reversed(kept) if "loss" in line), {})
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Append one line."""
+    def _write(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(canonical_json(line) + "\n")
 
+    def _advance(self) -> None:
+        rate = self.spec.usd_per_second
+        price = "" if rate is None else f"  ${self.totals['seconds'] * rate:.4f}"
+        self.bar.advance(1, self._facts + self._validation + price)
+
 
 def validation_steps(steps: int, points: int) -> set[int]:
-    """Evenly spaced step counts at which validation loss is measured, before the first and after the last included."""
+    """Evenly spaced step counts at which the validation loss is measured, before the first and after the last included."""
     return {round(index * steps / (points - 1)) for index in range(points)}
 
 
-@dataclass
-class ValidationCurve:
-    """Measures validation loss (nats a labelled token) and bits per byte at given steps."""
-
-    rows: Collator
-    bytes: int  # of the validation completions
-    at: set[int]
-    metrics: MetricsFile
-
-    def measure(self, model: Any, step: int) -> float | None:
-        """The loss, written down, if `step` is one of the points."""
-        if step not in self.at:
-            return None
-        loss = mean_loss(model, self.rows, self.rows.validation)
-        check_loss(loss, step)
-        labelled = sum(len(row.completion_ids) for row in self.rows.validation)
-        self.metrics.add({"step": step, "validation_loss": loss, "validation_bits_per_byte": loss * labelled / math.log(2) / self.bytes})
-        return loss
+def epochs_done(step: int, epoch_ends: Sequence[int]) -> float:
+    """Epochs finished after `step`, a step inside an epoch being its share of that epoch's steps."""
+    start = 0
+    for number, end in enumerate(epoch_ends):
+        if step <= end:
+            return number + (step - start) / (end - start)
+        start = end
+    return float(len(epoch_ends))
 
 
-class MetricsCallback(TrainerCallback):
-    """Turns each finished step into a metrics line, a ledger count and a move of the bar."""
-
-    def __init__(
-        self,
-        *,
-        metrics: MetricsFile,
-        curve: ValidationCurve,
-        bar: ProgressBar,
-        count: Callable[..., None],
-        usd_per_second: float | None,
-        epoch_ends: Sequence[int],
-    ) -> None:
-        self.trainer: PackedTrainer | None = None
-        self.metrics, self.curve, self.bar = metrics, curve, bar
-        self.count, self.usd_per_second, self.epoch_ends = count, usd_per_second, epoch_ends
-        self._validation: float | None = None
-
-    @property
-    def _trainer(self) -> PackedTrainer:
-        assert self.trainer is not None  # set before training starts; a callback is made before its trainer
-        return self.trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0:
-            self._validation = self.curve.measure(self._trainer.model, 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer, step = self._trainer, self._trainer.step
-        self.count(tokens_seen=step.tokens_seen, tokens_trained=step.tokens_trained, compute_seconds=step.seconds)
-        self.metrics.add(
-            {
-                "step": state.global_step,
-                "epoch": self._epoch(state.global_step),
-                "loss": step.loss,
-                "learning_rate": trainer.lr_scheduler.get_last_lr()[0],
-                "grad_norm": step.gradient_norm,
-                **{name: step.totals[name] for name in ("tokens_seen", "tokens_trained", "seconds")},
-            }
-        )
-        measured = self.curve.measure(trainer.model, state.global_step)
-        self._validation = measured if measured is not None else self._validation
-        self.bar.advance(1, self._facts())
-
-    def _epoch(self, step: int) -> float:
-        """Epochs finished after `step`, counting a step as its share of its own epoch."""
-        start = 0
-        for number, end in enumerate(self.epoch_ends):
-            if step <= end:
-                return number + (step - start) / (end - start)
-            start = end
-        return float(len(self.epoch_ends))
-
-    def _facts(self) -> str:
-        step = self._trainer.step
-        speed = step.totals["tokens_seen"] / step.totals["seconds"]
-        facts = f"loss {step.loss:.3f}  {speed:.0f} tok/s"
-        if self._validation is not None:
-            facts += f"  validation {self._validation:.3f}"
-        if self.usd_per_second is not None:
-            facts += f"  ${step.totals['seconds'] * self.usd_per_second:.4f}"
-        return facts
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """What a training needs besides the model."""
-
-    recipe: Recipe
-    rows: Collator
-    files: BaseFiles
-    folder: Path  # the run directory
-    device: str
-    learning_rate: float
-    validation_bytes: int
-    usd_per_second: float | None = None
-    mixed: bool = False  # float32 weights, bfloat16 products
-
-    def plan(self) -> StepSchedule:
-        """All optimiser steps, known before the first."""
-        train = self.recipe.train
-        lengths = [row.length for row in self.rows.train]
-        return schedule_steps(
-            lengths,
-            epochs=train.epochs,
-            batch_tokens=train.batch_tokens,
-            pack_tokens=train.pack_tokens,
-            seed=train.seed,
-            max_steps=train.max_steps,
-        )
-
-
-def run_training(model: Any, job: TrainSpec, *, count: Callable[..., None], console: Console) -> int:
-    """Train `model` in place and return the number of steps; goes on from the last whole checkpoint of the run directory.
-
-    `count(tokens_seen=, tokens_trained=, compute_seconds=)` is told of each step done in this process, for the ledger.
-    """
-    plan = job.plan()
-    steps = len(plan.steps)
-    checkpoint = latest_complete(job.folder / "checkpoints")
-    done = int(read_json(checkpoint / "trainer_state.json")["global_step"]) if checkpoint else 0
-    metrics = MetricsFile(job.folder / "metrics.jsonl")
-    before = metrics.rewind(done)
-    curve = ValidationCurve(job.rows, job.validation_bytes, validation_steps(steps, job.recipe.train.validation_points), metrics)
-    with ProgressBar("training", steps, console) as bar:
-        clock, keeper = StepClock(), _CheckpointCallback()
-        following = MetricsCallback(
-            metrics=metrics, curve=curve, bar=bar, count=count, usd_per_second=job.usd_per_second, epoch_ends=plan.epoch_ends
-        )
-        trainer = _make_trainer(model, job, plan, [clock, following, keeper])
-        clock.trainer = following.trainer = trainer
-        trainer.step.totals.update({name: before[name] for name in trainer.step.totals if name in before})
-        bar.advance(done)
-        if checkpoint and done == steps:
-            restore_adapter(model, checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return steps
-
-
-def _make_trainer(model: Any, job: TrainSpec, plan: StepSchedule, callbacks: list[Any]) -> PackedTrainer:
-    arguments = training_arguments(
-        job.recipe, output=job.folder / "checkpoints", steps=len(plan.steps), learning_rate=job.learning_rate, device=job.device
-    )
-    trainer = PackedTrainer(
-        model=model,
-        args=arguments,
-        loraplus_lr_ratio=job.recipe.train.loraplus_lr_ratio,
-        rows=job.rows,
-        plan=plan,
-        files=job.files,
-        callbacks=callbacks,
-        mixed=job.mixed,
-    )
-    trainer.remove_callback(PrinterCallback)  # the bar says it better
-    return trainer
-
-
-class _CheckpointCallback(TrainerCallback):
-    """Seals each checkpoint once Trainer has written it: only a sealed one is resumed from."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if state.global_step == state.max_steps:
-            control.should_save = True  # a run killed while scoring does not train again
-        return control
+class CheckpointCallback(TrainerCallback):
+    """Marks each checkpoint as complete once Trainer has written it: no other is resumed from."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and it names this machine's paths
-        complete_checkpoint(folder)
+        complete_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")

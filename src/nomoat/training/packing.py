@@ -1,4 +1,8 @@
-"""The same model with fewer layers, from its configuration: what takes long on all of them can be learnt from a few."""
+"""The schedule of a training: the examples of each optimiser step and how they are packed, the same for every run of a recipe.
+
+Examples are shuffled by the seed and cut into optimiser steps of about `batch_tokens`; within a step they are packed into sequences of
+at most `pack_tokens` (first fit, longest first). A step is a tuple of packs, a pack a tuple of example numbers.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# MERGED packing:
-# Which rows share a forward pass, decided before training starts and the same for every run of a recipe.
-#
-# Rows are shuffled by the seed, cut into optimiser steps of about `batch_tokens`, and inside a step packed into sequences
-# of at most `pack_tokens` (first fit, longest first). A step is a list of packs; a pack is a list of row numbers.
-TOLERANCE = 1e-4  # packed and alone must agree to this, relative to the largest logit, in float32
+TOLERANCE = 1e-4  # logits computed in two ways must agree to this, relative to the largest, in float32
 
 Pack = tuple[int, ...]
 
@@ -29,7 +28,7 @@ class StepSchedule:
 def schedule_steps(
     lengths: Sequence[int], *, epochs: float, batch_tokens: int, pack_tokens: int, seed: int, max_steps: int | None = None
 ) -> StepSchedule:
-    """Steps for `epochs` passes over rows of these lengths (tokens); a fraction ends inside an epoch."""
+    """Steps for `epochs` passes over examples of these lengths (tokens); a fraction ends within an epoch."""
     steps: list[tuple[Pack, ...]] = []
     ends: list[int] = []
     epoch = 0
@@ -59,11 +58,11 @@ def _chunks(order: list[int], lengths: Sequence[int], batch_tokens: int) -> Iter
         yield chunk
 
 
-def pack_step(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int) -> tuple[Pack, ...]:
-    """First-fit decreasing; equal lengths keep their order, so the result is the same everywhere."""
+def pack_step(numbers: Sequence[int], lengths: Sequence[int], pack_tokens: int) -> tuple[Pack, ...]:
+    """First-fit decreasing; equal lengths keep their order, so that the result is the same everywhere."""
     packs: list[list[int]] = []
     room: list[int] = []
-    for number in sorted(rows, key=lambda n: -lengths[n]):
+    for number in sorted(numbers, key=lambda n: -lengths[n]):
         for index, free in enumerate(room):
             if lengths[number] <= free:
                 packs[index].append(number)
@@ -76,36 +75,30 @@ def pack_step(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int) -> 
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all prompts share, leaving each at least one of its own."""
+    """The number of leading tokens that all prompts share, at most all but one of the shortest prompt's."""
     shortest = min(len(prompt) for prompt in prompts) - 1
-    first = prompts[0]
     for place in range(shortest):
-        if any(prompt[place] != first[place] for prompt in prompts):
+        if any(prompt[place] != prompts[0][place] for prompt in prompts):
             return place
     return max(shortest, 0)
 
 
 def two_layer_copy(model: Any) -> Any:
-    """A float32 CPU model of the same class with the first two layers' weights; random ones where quantised."""
-    import copy
-
+    """A float32 CPU model of the same class and attention with the weights of the first two layers; random ones where quantised."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(model.config)
-    config.get_text_config().num_hidden_layers = 2
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:2]
+    config = with_layers(model.config, 2)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    theirs = model.state_dict()
-    same = {name: value for name, value in small.state_dict().items() if name in theirs and theirs[name].shape == value.shape}
-    if model.config._attn_implementation != small.config._attn_implementation:
-        small.set_attn_implementation(model.config._attn_implementation)
-    small.load_state_dict({name: theirs[name].to("cpu", torch.float32) for name in same if theirs[name].is_floating_point()}, strict=False)
+    weights, expected = model.state_dict(), small.state_dict()
+    kept = [
+        name for name, value in weights.items() if name in expected and value.shape == expected[name].shape and value.is_floating_point()
+    ]
+    small.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in kept}, strict=False)
     return small.eval()
 
 
