@@ -1,23 +1,22 @@
-"""What will a recipe cost? Memory, time and money, from the base's configuration and the rows: its weights are not downloaded.
+"""How much memory, time and money a recipe needs, from its base's configuration and rows: the weights are not downloaded.
 
     python train/plan.py recipes/smollm2-135m.yaml
     python train/plan.py recipes/smollm2-135m.yaml precision=nf4 lora.rank=8
     python train/plan.py recipes/smollm2-135m.yaml --measure
     make plan RECIPE=recipes/smollm2-135m.yaml SET="precision=nf4" MEASURE=1
 
-Memory is that of the phases of a run at their peaks: the work itself is carried out on tensors without data. With --measure the base is
-loaded and its fullest optimiser step run three times, and what that took stands beside the estimate. Nothing is written.
+Memory is estimated for the peak of each phase of a run by tracing the phases on tensors without data. With --measure the base is loaded
+and its largest optimiser step is run twice; estimates and measurements are shown together. Nothing is written.
 Exit codes: 0 done, 2 bad input, or a recipe that does not fit into the device's memory.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from nomoat.cli import run_script
-from nomoat.planning.measure import measure
-from nomoat.planning.plan import check_fit, make_plan, with_speed
+from nomoat.cli import configure_logging, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/smollm2-135m.yaml; its revision may be unpinned")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as precision=nf4")
-    parser.add_argument("--measure", action="store_true", help="download and load the base, run its fullest step, show both")
+    parser.add_argument("--measure", action="store_true", help="download and load the base, run its largest step and show both")
     return parser.parse_intermixed_args()  # a change may follow an option
 
 
@@ -34,23 +33,18 @@ def main() -> None:
     arguments = parse_arguments()
     from nomoat.config.load import load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is told before anything heavy is imported
-
-    from nomoat.cli import configure_logging
-
+    recipe = load_recipe(arguments.recipe, arguments.overrides)  # before the imports that take seconds
     configure_logging()
     from rich.console import Console
 
-    from nomoat.planning.plan import print_plan
+    from nomoat.planning.measure import measure
+    from nomoat.planning.plan import check_fit, make_plan, print_plan
 
-    console = Console()
     plan = make_plan(recipe, ROOT)
-    measured = None
     if arguments.measure:
         check_fit(plan)  # before it is tried
-        measured = measure(plan)
-        plan = with_speed(plan, measured.tokens_per_second)
-    print_plan(plan, console, measured)
+        plan = replace(plan, measured=measure(plan.spec, plan.work))
+    print_plan(plan, Console())
     check_fit(plan)
 
 

