@@ -34,7 +34,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    from nomoat.benchmarks.generation import sentence
     from nomoat.benchmarks.results import speed_block
     from nomoat.config.load import describe_keys
     from nomoat.io import read_json, write_atomically
@@ -51,7 +50,7 @@ def main() -> int:
         blocks |= {"memo": readme_block(verdict), "memo-runs": minutes_block(verdict)}
     speed = ROOT / "recipes" / "reference" / "speed"
     if speed.is_dir():
-        blocks["speed"] = speed_block(read_json(speed / "bench.json"), sentence(read_json(speed / "scoring.json")))
+        blocks["speed"] = speed_block(read_json(speed / "bench.json"), read_json(speed / "scoring.json"))
     precision = ROOT / "recipes" / "reference" / "precision"
     if precision.is_dir():
         blocks["precision"] = precision_table(precision)

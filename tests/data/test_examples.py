@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nomoat.config.schema import Columns, Data
+from nomoat.config.schema import Columns, Data, Tree
 from nomoat.data.examples import HELDOUT_TIERS, load_shipped_set, load_user_examples, normalise
 from nomoat.errors import NomoatError
 
@@ -115,6 +115,13 @@ def test_a_line_that_is_not_a_row_is_refused(tmp_path, text, said):
     path = tmp_path / "a.jsonl"
     path.write_text(text, encoding="utf-8")
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize("columns", [Columns(prompt="q", completion="a"), Columns(tree=Tree())])
+def test_a_record_that_is_not_an_object_is_refused_with_columns_too(tmp_path, columns):
+    path = write(tmp_path / "a.jsonl", "text")
+    with pytest.raises(NomoatError, match=r"a\.jsonl:1: a row must be an object with .*; saw 'text'"):
+        load_user_examples(path, Data(rows=str(path), columns=columns))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from nomoat.config.schema import Lora
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.models.adapter import WEIGHTS, adapter_tensors, attach_adapter, load_adapter, save_adapter
 from nomoat.models.base import BaseFiles, load_model, load_tokenizer
-from nomoat.training.adapter_checks import Check, Gate, check_effect, check_outputs, check_tensors, probe, probe_logits
+from nomoat.reports.schema import Check, Gate
+from nomoat.training.adapter_checks import check_effect, check_outputs, check_tensors, probe, probe_logits
 from nomoat.training.collate import Collator, count_labels, summed_loss
 from tests.tiny import make_base, make_rows
 
@@ -83,14 +83,15 @@ def test_one_missing_module_one_nan_and_one_unmoved_tensor_are_each_named(tmp_pa
     save_file(saved, trained.folder / WEIGHTS)
     checks = check_tensors(trained.folder, trained.initial)
     assert [check.passed for check in checks] == [False, False, False]
-    assert all(name in check.detail for name, check in zip(names, checks, strict=False))
+    assert [check.example for check in checks] == names[:3]
+    assert (checks[0].value, checks[0].threshold, checks[1].value) == (len(names) - 1, len(names), 1)
 
 
 def test_an_adapter_that_raises_the_loss_fails_unless_no_gain_is_expected(tmp_path: Path) -> None:
     trained = Trained(tmp_path, steps=5, uphill=True)
     assert not trained.checks()["lowers the loss"].passed
     finding = trained.checks(expect_no_gain=True)["lowers the loss"]
-    assert finding.passed and "expect_no_gain" in finding.detail
+    assert finding.passed and finding.excused and (finding.value or 0) > (finding.threshold or 0)
 
 
 def test_a_file_that_is_not_what_was_trained_fails(tmp_path: Path) -> None:
@@ -107,5 +108,6 @@ def test_a_base_returned_unchanged_fails(output: str, passed: bool) -> None:
 
 
 def test_all_checks_must_pass() -> None:
-    good = Check("a", True, "")
-    assert Gate((good,)).passed and not Gate((good, replace(good, passed=False))).passed
+    good, bad = Check(name="a", passed=True), Check(name="b", passed=False)
+    assert Gate.of([good]).passed and not Gate.of([good, bad]).passed
+    assert Gate.of([good, bad]).check("b") == bad and Gate.of([good]).check("b") is None

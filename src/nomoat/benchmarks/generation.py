@@ -1,17 +1,19 @@
-"""Our scoring loop beside `model.generate` in batches of eight: the same answers, in how much less time?
+"""`make bench RUN=...`: our scoring of a finished run against `model.generate` at batch size 8, in time and in answers.
 
-Both take turns, some rows of one and some rows of the other, in one process and in the precision of scoring. `generate` gets what
-one would give it: the rows in their order, eight at a time, padded on the left, greedy. Ours does more on the way: it also
-measures the likelihood of every reference. Where two answers differ, the model itself is asked how close a call it was.
+Both take turns in one process and in the precision of scoring. `generate` answers greedily, rows in their order, padded on the left.
+Ours also measures the likelihood of every reference. Where two answers differ, the model's own logits show how close the call was.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nomoat.config.load import run_recipe
 from nomoat.data.examples import load_heldout
@@ -19,146 +21,97 @@ from nomoat.data.prepare import load_raw_data
 from nomoat.data.split import choose_heldout
 from nomoat.errors import NomoatError
 from nomoat.evaluation.arms import Arm, batches_of, make_arms, make_request
-from nomoat.evaluation.generate import Completion, Generator
+from nomoat.evaluation.generate import Generator
 from nomoat.evaluation.models import load_run_models
-from nomoat.evaluation.prefill import Request
-from nomoat.models.base import BaseFiles, load_model, open_base
+from nomoat.evaluation.prefill import Ids, Request, pad_batch
+from nomoat.models.base import open_base
 
-EIGHT = 8
+BATCH_SIZE = 8  # of generate
 TIE = 1e-3  # difference of the two largest logits below which either token may come first
 
 
-@dataclass(frozen=True)
-class AnswerDifference:
-    """A row answered differently: where the answers part (tokens), and how far apart the two largest logits are there."""
-
-    row: str
-    token: int
-    gap: float
-
-
-@dataclass(frozen=True)
-class TimedArm:
-    """Both ways on the rows of one arm; `tokens` are those of our answers, stop tokens included."""
-
-    arm: str
-    rows: int
-    tokens: int
-    seconds: float
-    generate_seconds: float
-    turns: tuple[tuple[float, float], ...]  # seconds of ours and of generate, a turn
-    differences: tuple[AnswerDifference, ...]
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast ours is."""
-        return self.generate_seconds / self.seconds
-
-    def record(self) -> dict[str, Any]:
-        """For scoring.json."""
-        return {**asdict(self), "ratio": self.ratio, "ties": sum(one.gap < TIE for one in self.differences)}
-
-
 class ScoringBench:
-    """A finished run's base and adapter, once as scoring loads them and once as peft does."""
+    """A finished run's base and adapter, once as scoring loads them and once as transformers and peft do."""
 
     def __init__(self, run_dir: Path, root: Path) -> None:
         self.recipe = run_recipe(run_dir)
         if self.recipe.lora.method == "full":
-            raise NomoatError(f"{run_dir} was trained in full: its scoring is compared with peft's, which needs an adapter")
+            raise NomoatError(f"{run_dir} was trained with lora.method full: this comparison needs an adapter, for peft to load")
         opened = open_base(self.recipe)
         self.device, self.precision = opened.device, opened.scoring_precision
-        self.stock = self._as_peft_loads(opened.files, run_dir / "adapter")
         heldout = choose_heldout(load_heldout(run_dir / "heldout.jsonl"), self.recipe.eval)
         self.arms = make_arms(self.recipe.eval.arms, heldout, load_raw_data(self.recipe, root).examples)
-        self.models = load_run_models(run_dir, heldout, opened, precision=self.precision, kernels="auto")
-        self.conversation = self.models.template
+        self.stock = load_run_models(run_dir, heldout, opened, precision=self.precision, kernels="plain")
+        self.ours = load_run_models(run_dir, heldout, opened, precision=self.precision, kernels="auto")
+        self.template = self.ours.template
 
-    def _as_peft_loads(self, files: BaseFiles, folder: Path) -> Any:
-        from peft import PeftModel
+    def time_arm(self, arm: Arm, *, rows: int | None = None, on_rows: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+        """Answer an arm's rows (the first `rows`) both ways: a batch of ours and as many rows of generate's in turn.
 
-        base = load_model(files, precision=self.precision, device=self.device.kind)
-        return PeftModel.from_pretrained(base, folder).eval()
-
-    def time_arm(self, arm: Arm, *, rows: int | None = None, told: Callable[[int], None] = lambda _: None) -> TimedArm:
-        """Answer an arm's rows (the first `rows`) both ways, a batch of ours and as many rows of generate's in turn."""
-        from contextlib import nullcontext
-
-        chosen = arm.rows if rows is None else arm.rows[:rows]
-        few = Arm(arm.name, chosen, arm.examples, arm.adapter)
-        questions = [make_request(row, few, self.conversation) for row in chosen]
-        ours: dict[int, Completion] = {}
-        theirs: list[tuple[int, ...]] = []
-        turns = []
-        with (
-            self.models.using("adapter" if arm.adapter else "base") as model,
-            nullcontext() if arm.adapter else self.stock.disable_adapter(),
-        ):
-            generator = Generator(model, self.conversation, max_new_tokens=self.recipe.eval.max_new_tokens)
-            for batch in batches_of(questions, few, self.recipe.eval):
-                began = time.perf_counter()
-                answers, _ = generator.answer([questions[number] for number in batch])
-                ours.update(zip(batch, answers, strict=True))
+        Returns the arm's entry in scoring.json: seconds, in `turns` those of ours and of generate; tokens of our answers with their stop
+        tokens; of answers that differ, the token where they diverge and the gap between the two largest logits there.
+        """
+        arm = replace(arm, rows=arm.rows[:rows])
+        requests = [make_request(row, arm, self.template) for row in arm.rows]
+        ours, theirs = dict[int, Ids](), list[Ids]()
+        turns, tokens, name = [], 0, "adapter" if arm.adapter else "base"
+        with self.ours.using(name) as model, self.stock.using(name) as stock:
+            generator = Generator(model, self.template, max_new_tokens=self.recipe.eval.max_new_tokens)
+            for batch in batches_of(requests, arm, self.recipe.eval):
+                started = time.perf_counter()
+                answers, _ = generator.answer([requests[number] for number in batch])
                 middle = time.perf_counter()
-                for start in range(len(theirs), min(len(theirs) + len(batch), len(questions)), EIGHT):
-                    theirs += self._generate(questions[start : start + EIGHT])
-                turns.append((middle - began, time.perf_counter() - middle))
-                told(len(batch))
-            differences = tuple(
-                self._difference(questions[number], ours[number].ids, theirs[number])
-                for number in range(len(questions))
-                if ours[number].ids != theirs[number]
-            )
-        tokens = sum(len(answer.ids) + answer.stopped for answer in ours.values())
-        mine, other = (sum(seconds) for seconds in zip(*turns, strict=True))
-        return TimedArm(arm.name, len(questions), tokens, mine, other, tuple(turns), differences)
+                for start in range(len(theirs), min(len(theirs) + len(batch), len(requests)), BATCH_SIZE):
+                    theirs += self._generate(stock, requests[start : start + BATCH_SIZE])
+                turns.append((middle - started, time.perf_counter() - middle))
+                ours |= {number: answer.ids for number, answer in zip(batch, answers, strict=True)}
+                tokens += sum(len(answer.ids) + answer.stopped for answer in answers)
+                on_rows(len(batch))
+            differing = [number for number in range(len(requests)) if ours[number] != theirs[number]]
+            differences = [_difference(stock, requests[number], ours[number], theirs[number]) for number in differing]
+        seconds, generate_seconds = (sum(times) for times in zip(*turns, strict=True))
+        return {
+            "arm": arm.name,
+            "rows": len(requests),
+            "tokens": tokens,
+            "seconds": seconds,
+            "generate_seconds": generate_seconds,
+            "turns": turns,
+            "differences": differences,
+            "ratio": generate_seconds / seconds,
+            "ties": sum(difference["gap"] < TIE for difference in differences),
+        }
 
-    def _generate(self, questions: Sequence[Request]) -> list[tuple[int, ...]]:
-        """What `generate` writes, without stop token and padding."""
-        import torch
-
-        longest = max(len(question.prompt) for question in questions)
-        pad = self.conversation.pad_id
-        device = self.stock.device
-        ids = torch.tensor([[pad] * (longest - len(one.prompt)) + list(one.prompt) for one in questions], device=device)
-        mask = torch.tensor([[0] * (longest - len(one.prompt)) + [1] * len(one.prompt) for one in questions], device=device)
-        limit, stops = self.recipe.eval.max_new_tokens, sorted(self.conversation.stop_ids)
-        out = self.stock.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad
-        )
-        return [self._cut(row) for row in out[:, longest:].tolist()]
-
-    def _cut(self, ids: list[int]) -> tuple[int, ...]:
-        end = next((place for place, token in enumerate(ids) if token in self.conversation.stop_ids), len(ids))
-        return tuple(ids[:end])
-
-    def _difference(self, question: Request, ours: Sequence[int], theirs: Sequence[int]) -> AnswerDifference:
-        """Where two answers part, and how close a call that was for the model: asked alone, without a cache."""
-        import torch
-
-        at = next((place for place, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-        ids = torch.tensor([[*question.prompt, *ours[:at]]], device=self.stock.device)
-        with torch.inference_mode():
-            logits = self.stock(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        first, second = logits.topk(2).values.tolist()
-        return AnswerDifference(question.key, at, first - second)
+    def _generate(self, model: Any, requests: Sequence[Request]) -> list[Ids]:
+        """Answers of `model.generate`, without stop token and padding."""
+        stops, pad_id = self.template.stop_ids, self.template.pad_id
+        ids, mask = pad_batch([request.prompt for request in requests], pad_id, model.device, left=True)
+        options = {"max_new_tokens": self.recipe.eval.max_new_tokens, "do_sample": False, "pad_token_id": pad_id}
+        out = model.generate(input_ids=ids, attention_mask=mask, eos_token_id=sorted(stops), **options)
+        return [tuple(takewhile(lambda token: token not in stops, answer)) for answer in out[:, ids.shape[1] :].tolist()]
 
 
-def summary(timed: Sequence[TimedArm]) -> dict[str, Any]:
-    """All arms together; NomoatError for none."""
-    if not timed:
-        raise NomoatError("no arm was timed")
-    rows, differences = sum(one.rows for one in timed), [d for one in timed for d in one.differences]
+def _difference(model: Any, request: Request, ours: Ids, theirs: Ids) -> dict[str, Any]:
+    """Where two answers diverge, and how close a call that is for the model on this row alone, without a cache."""
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
+    ids = torch.tensor([[*request.prompt, *ours[:common]]], device=model.device)
+    with torch.inference_mode():
+        first, second = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].topk(2).values.tolist()
+    return {"row": request.key, "token": common, "gap": first - second}
+
+
+def summary(arms: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """All arms together, for scoring.json; NomoatError for none."""
+    entries = {arm["arm"]: arm for arm in arms}
+    if not entries:
+        raise NomoatError("no arm was timed: eval.arms of the run names none")
+    rows, seconds, generate_seconds = (sum(arm[key] for arm in entries.values()) for key in ("rows", "seconds", "generate_seconds"))
+    gaps = [difference["gap"] for arm in entries.values() for difference in arm["differences"]]
+    identical = (rows - len(gaps)) / rows
     return {
-        "arms": {one.arm: one.record() for one in timed},
-        "ratio": sum(one.generate_seconds for one in timed) / sum(one.seconds for one in timed),
+        "arms": entries,
+        "ratio": generate_seconds / seconds,
         "rows": rows,
-        "identical": (rows - len(differences)) / rows,
-        "largest_gap": max((one.gap for one in differences), default=0.0),
+        "identical": identical,
+        "largest_gap": max(gaps, default=0.0),
     }
-
-
-def sentence(found: dict[str, Any]) -> str:
-    """A summary in words."""
-    same = f"all arms: {found['ratio']:.2f} x as fast as generate in eights, {found['identical']:.2%} of {found['rows']} answers identical"
-    return same if found["identical"] == 1 else f"{same}, the others part at two logits at most {found['largest_gap']:.1e} apart"

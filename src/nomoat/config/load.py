@@ -16,13 +16,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from nomoat.config.schema import BASE_SOURCES, DATA_SOURCES, Recipe, Section, map_paths
+from nomoat.config.schema import BASE_SOURCES, DATA_SOURCES, Recipe, Section, kind_of_rate, map_paths
 from nomoat.errors import NomoatError, RecipeError, first_line
 from nomoat.io import canonical_json
 
 MAX_BYTES = 1_000_000  # a recipe has 1 to 3 kB
 MAX_PARENTS = 8
-ELECTRICITY = {"watts", "usd_per_kwh"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,11 +90,10 @@ def run_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise NomoatError(f"{run_dir} is not a run directory (no recipe.yaml in it); runs are made by `make train` below runs/")
     if not (run_dir / "adapter").is_dir():
         raise NomoatError(f"{run_dir} has no adapter yet: finish it with the `make train` command that began it")
-    folders = [*run_dir.absolute().parents, Path.cwd()]
 
     def resolve(stated: str) -> str:
-        known = (folder for folder in folders if os.path.exists(_absolute(folder, stated)))
-        return _absolute(next(known, Path.cwd()), stated)
+        places = [_absolute(folder, stated) for folder in (*run_dir.absolute().parents, Path.cwd())]
+        return next(filter(os.path.exists, places), places[-1])
 
     return _validate(map_paths(_read_mapping(path), resolve), path, overrides)
 
@@ -163,7 +161,7 @@ def _replaces(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
         return any(source in new for source in BASE_SOURCES)
     if key == "data":  # the parent's fraction or columns belong to the parent's rows
         return any(source in new and new[source] != old.get(source) for source in DATA_SOURCES)
-    return key == "rate" and bool(ELECTRICITY & old.keys()) != bool(ELECTRICITY & new.keys())
+    return key == "rate" and kind_of_rate(old) != kind_of_rate(new)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -194,9 +192,10 @@ def _describe_problem(item: Any) -> str:
 
 def _nearest(keys: list[str]) -> str:
     """The most similar key of the same block, else of any block, else the keys of the block."""
-    block = "".join("N." if key.isdigit() else f"{key}." for key in keys[:-1])
-    everywhere = {description.key.rpartition(".")[2]: description.key for description in describe_keys()}
-    here = {key: f"{block}{key}" for key in everywhere if f"{block}{key}" in {description.key for description in describe_keys()}}
+    block = ".".join("N" if key.isdigit() else key for key in keys[:-1])
+    known = [(description.key, *description.key.rpartition(".")) for description in describe_keys()]
+    here = {key: path for path, parent, _, key in known if parent == block}
+    everywhere = {key: path for path, _, _, key in known}
     for candidates in (here, everywhere):
         for near in difflib.get_close_matches(keys[-1], sorted(candidates), n=1):
             return f"; did you mean {candidates[near]}?"
@@ -243,17 +242,17 @@ PLAIN_TYPES = {str: "text", bool: "true or false", int: "integer", float: "numbe
 
 def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     constraints = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    stated = [item for item in constraints if isinstance(item, str)]
     origin, parts = get_origin(annotation), get_args(annotation)
-    if stated:
-        return str(stated[0])
+    for stated in constraints:
+        if isinstance(stated, str):
+            return stated
     if origin is Annotated:
         return _type_in_words(parts[0], parts[1:])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_type_in_words(part, metadata) for part in parts if part is not type(None)))
     if origin is Literal:
-        words = [f"`{word}`" for word in parts]
-        return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        *others, last = (f"`{word}`" for word in parts)
+        return f"{', '.join(others)} or {last}" if others else last
     if origin is tuple:
         return f"list of {_type_in_words(parts[0]).replace('block', 'blocks')}"
     if isinstance(annotation, type) and issubclass(annotation, Section):

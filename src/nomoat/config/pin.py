@@ -54,6 +54,6 @@ def latest_commit(place: UnpinnedRevision) -> str:
 
 def pin_text(text: str, commits: dict[UnpinnedRevision, str]) -> str:
     """The text with the commit in place of each unpinned revision."""
-    for place in sorted(commits, key=lambda place: place.start, reverse=True):
+    for place in sorted(commits, key=lambda place: place.start, reverse=True):  # from the end, so that earlier positions stay right
         text = text[: place.start] + commits[place] + text[place.end :]
     return text

@@ -20,6 +20,8 @@ Revision = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|unpinned)$"
 HubId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$"), "`owner/name`"]
 Wheel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$"), "`package==version`"]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Share = Annotated[float, Field(gt=0, lt=0.5)]
+Tasks = Annotated[tuple[str, ...], Field(strict=False)]
 Tier = Literal["values", "phrasing", "family", "retention"]
 ArmName = Literal["base", "few_shot", "adapter", "merged"]
 
@@ -34,7 +36,6 @@ DATA_SOURCES = ("rows", "hub", "path")
 COMMIT_NEEDED = ": the 40 hex digits of a commit of the {}'s repository (so that the run can be repeated)"
 
 QUANTISED = ("int8", "nf4")
-LARGE_MODEL = 4_000_000_000  # parameters; from here on LoRA's best learning rate is lower (Thinking Machines' sweep, 2025)
 
 
 class Section(BaseModel):
@@ -87,8 +88,7 @@ class Base(Section):
     def _one_source(self) -> Base:
         sources = self.stated(*BASE_SOURCES)
         if len(sources) != 1:
-            seen = " and ".join(sources) or "none of them"
-            raise ValueError(f"give exactly one of wheel, wheels, hub or path (seen: {seen})")
+            raise ValueError(f"give exactly one of wheel, wheels, hub or path (seen: {' and '.join(sources) or 'none of them'})")
         needed = BASE_SOURCES[sources[0]]
         missing = [key for key in needed if key not in self.stated(*needed)]
         if missing:
@@ -178,10 +178,8 @@ class Data(Section):
     )
     drop_leaks: bool = Field(default=False, description="leave out and count held-out rows that repeat training rows")
     allow_leaks: str | None = Field(default=None, description="a reason to accept such rows; the report repeats it")
-    validation: float = Field(
-        default=0.1, gt=0, lt=0.5, description="share of the groups used for validation (a shipped set is already split)"
-    )
-    heldout: float = Field(default=0.1, gt=0, lt=0.5, description="share of the groups held out (a shipped set is already split)")
+    validation: Share = Field(default=0.1, description="share of the groups used for validation (a shipped set is already split)")
+    heldout: Share = Field(default=0.1, description="share of the groups held out (a shipped set is already split)")
 
     @model_validator(mode="before")
     @classmethod
@@ -279,9 +277,7 @@ class Eval(Section):
     max_rows: int = Field(default=500, ge=1, description="held-out rows to score, chosen by a stable hash; the report states n of how many")
     max_new_tokens: int = Field(default=256, ge=1, description="longest answer, in tokens")
     batch_rows: int = Field(default=64, ge=1, description="rows answered at once")
-    harness: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="tasks of lm-evaluation-harness: its names, or YAML files of your own"
-    )
+    harness: Tasks = Field(default=(), description="tasks of lm-evaluation-harness: its names, or YAML files of your own")
     harness_limit: int | None = Field(default=None, ge=1, description="only the first documents of each task")
     harness_batch_rows: int = Field(default=8, ge=1, description="documents of a task answered at once")
     expect_no_gain: bool = Field(default=False, description="an adapter that gains nothing is a finding, not a failure (an experiment)")
@@ -321,8 +317,9 @@ class AsIfRented(Section):
     date: datetime.date = Field(strict=False, description="when it was read")
 
 
-def _kind_of_rate(value: Any) -> str:
-    if isinstance(value, ElectricityRate) or (isinstance(value, dict) and {"watts", "usd_per_kwh"} & value.keys()):
+def kind_of_rate(value: Any) -> str:
+    """The tag of a rate: electricity as soon as one of its keys is stated."""
+    if isinstance(value, ElectricityRate) or (isinstance(value, dict) and ElectricityRate.model_fields.keys() & value.keys()):
         return "<electricity>"
     return "<rental>" if isinstance(value, dict | RentalRate) else "<word>"
 
@@ -338,7 +335,7 @@ class Hardware(Section):
     shared: bool = Field(default=False, description="other work runs on the machine: timings are reported but not compared")
     rate: Annotated[
         Annotated[Literal["auto"], Word] | Annotated[RentalRate, Tag("<rental>")] | Annotated[ElectricityRate, Tag("<electricity>")],
-        Discriminator(_kind_of_rate),
+        Discriminator(kind_of_rate),
     ] = Field(default="auto", description="price of an hour: rental or electricity; auto looks the machine up in a price list")
     as_if_rented: AsIfRented | None = Field(default=None, description="a comparable cloud instance, whose price is shown as well")
 
@@ -360,20 +357,14 @@ class Recipe(Section):
     hardware: Hardware = Field(default=Hardware(), description="the machine and what it costs")
 
     @model_validator(mode="after")
-    def _full_trains_weights(self) -> Recipe:
-        if self.lora.method != "full":
-            return self
-        if self.precision not in ("auto", "float32", "bfloat16"):
+    def _method_fits(self) -> Recipe:
+        if self.lora.method == "full" and self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"lora.method full trains the base's own weights, which needs precision auto, float32 or bfloat16 (seen: "
                 f"{self.precision}); for an adapter on such a base use lora.method lora"
             )
-        if self.lora.dropout or self.train.loraplus_lr_ratio != 1:
+        if self.lora.method == "full" and (self.lora.dropout or self.train.loraplus_lr_ratio != 1):
             raise ValueError("lora.method full has no adapter: lora.dropout must be 0 and train.loraplus_lr_ratio 1")
-        return self
-
-    @model_validator(mode="after")
-    def _pissa_in_full(self) -> Recipe:
         if self.lora.method == "pissa" and self.precision not in ("auto", "float32"):
             raise ValueError(
                 f"lora.method pissa decomposes the base's own weights, which needs precision auto or float32: in {self.precision} "
@@ -396,14 +387,14 @@ def map_paths(recipe: dict[str, Any], change: Callable[[str], str]) -> dict[str,
     for block, key in PATH_KEYS:
         section = changed.get(block)
         if isinstance(section, dict) and key in section:
-            value = section[key]
-            mapped = [map_path(key, item, change) for item in value] if isinstance(value, list) else map_path(key, value, change)
-            changed[block] = {**section, key: mapped}
+            changed[block] = {**section, key: map_path(key, section[key], change)}
     return changed
 
 
 def map_path(key: str, value: Any, change: Callable[[str], str]) -> Any:
-    """`change(value)`, unless `value` is no path: the name of a shipped set or of a harness task."""
+    """`change(value)`, in a list of each item, unless it is no path: the name of a shipped set or of a harness task."""
+    if isinstance(value, list):
+        return [map_path(key, item, change) for item in value]
     is_name = (key == "rows" and not is_data_file(str(value))) or (key == "harness" and not is_task_file(str(value)))
     return change(value) if isinstance(value, str) and not is_name else value
 
@@ -434,18 +425,15 @@ def learning_rate_for(recipe: Recipe, parameters: int) -> float:
 
 
 def _usual_learning_rate(recipe: Recipe, parameters: int) -> float:
-    """LoRA's best is about ten times that of full fine-tuning (Thinking Machines' sweep, 2025)."""
-    lora = 1e-3 if parameters < LARGE_MODEL else 3e-4
+    """LoRA's best is about ten times that of full fine-tuning and is lower from 4 billion parameters (Thinking Machines' sweep, 2025)."""
+    lora = 1e-3 if parameters < 4_000_000_000 else 3e-4
     return lora / 10 if recipe.lora.method == "full" else lora
 
 
 def learning_rate_warning(recipe: Recipe, parameters: int) -> str | None:
     """A sentence when a stated learning rate is outside a tenth to three times the usual one."""
-    stated = recipe.train.learning_rate
-    if stated == "auto":
-        return None
-    usual = _usual_learning_rate(recipe, parameters)
-    if usual / 10 <= float(stated) <= 3 * usual:
+    stated, usual = learning_rate_for(recipe, parameters), _usual_learning_rate(recipe, parameters)
+    if usual / 10 <= stated <= 3 * usual:
         return None
     method = "full fine-tuning of" if recipe.lora.method == "full" else "LoRA on"
     return f"train.learning_rate {stated:g} is far from the usual {usual:g} for {method} {parameters / 1e6:.0f}M parameters"

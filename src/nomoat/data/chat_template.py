@@ -66,11 +66,10 @@ class ChatTemplate:
 
     def prompt_ids(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
         """Token ids up to the start of the assistant's answer, with at most one BOS."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self._tokenise(text)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos] and self._adds_bos():
-            ids = [bos, *ids]
+        ids = self._tokenise(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        bos = [self.tokenizer.bos_token_id]
+        if ids[:1] != bos and self.tokenizer("a")["input_ids"][:1] == bos:  # the model of a tokenizer that adds BOS expects one
+            ids = bos + ids
         return tuple(ids)
 
     def render(self, row: Example) -> TokenizedExample:
@@ -110,21 +109,15 @@ class ChatTemplate:
     def _tokenise(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _adds_bos(self) -> bool:
-        """Whether the tokenizer itself puts BOS before plain text (then its model expects one)."""
-        return self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-
     def _find_end_of_turn(self) -> int:
         """The first special token that the template puts after an assistant's answer; without one, the end-of-text token."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        for token in self._tokenise(text.rpartition(_PROBE)[2]):
-            if token in special:
-                return token
-        if self.tokenizer.eos_token_id is None:
+        end = next((token for token in self._tokenise(text.rpartition(_PROBE)[2]) if token in special), self.tokenizer.eos_token_id)
+        if end is None:
             raise NomoatError(
                 "no end-of-turn token, so generation could never stop: the chat template closes answers with plain text and the "
                 "tokenizer has no eos_token"
             )
-        return int(self.tokenizer.eos_token_id)
+        return int(end)

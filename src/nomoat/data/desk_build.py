@@ -206,7 +206,7 @@ class Writer:
         if score["by"] == "sql_rows":
             score["script"] = table_script(slots["table"], completion, rng)
         if "fact" in slots:
-            score["all"] = [list(slots[slot].accept) for slot in ("fact", "fact2") if slot in slots]
+            score["all"] = [slots[slot].accept for slot in ("fact", "fact2") if slot in slots]
         if "rules" in score:
             score["rules"] = self._rules(score["rules"], slots, given)
         return score

@@ -11,10 +11,11 @@ import hashlib
 import random
 import re
 import string
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nomoat.config.load import parse_yaml
 from nomoat.errors import NomoatError
@@ -40,6 +41,7 @@ LISTINGS = {
     "tickets": "reference",
 }
 FIRST_DAY, DAYS = date(2023, 1, 1), 6 * 365
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,10 @@ class Values:
     def _draw(self, pool: str, part: str, rng: random.Random) -> Any:
         if method := getattr(self, f"_{pool}", None):
             return method(part, rng)
-        if pool in LISTINGS:
-            return self._listing(LISTINGS[pool], part, rng)
+        if pool == "quantity":
+            return rng.randrange(2, 60)
+        if pool == "list" or pool in LISTINGS:
+            return self._listing(LISTINGS.get(pool) or rng.choice(list(LISTINGS.values())), part, rng)
         if pool in PATTERNS:
             return self._until(pool, part, lambda: _from_pattern(rng.choice(PATTERNS[pool]), rng))
         # `weekdays` draws from weekdays.txt, `weekday` too
@@ -139,24 +143,22 @@ class Values:
     def _pick(self, name: str, part: str, rng: random.Random) -> str:
         """A value of a list, or for training mostly a coined one of the same kind."""
         if part == "train" and name in self._syllables and rng.random() < COINED:
-            return str(self._until(name, part, lambda: self._coin(name, rng)))
+            return self._until(name, part, lambda: self._coin(name, rng))
         return rng.choice(self.listed(name, part))
 
     def _coin(self, name: str, rng: random.Random) -> str:
         """A coined value that contains no listed value of another part as a word."""
-        made = None
-        while made is None or self._unseen.search(made):
+        while True:
             chosen = [rng.choice(choices) for choices in self._syllables[name]["parts"]]
             made = str(self._syllables[name]["join"]).join(filter(None, chosen))
-        return made
+            if not self._unseen.search(made):
+                return made
 
-    def _several(self, count: int, name: str, part: str, rng: random.Random) -> list[str]:
-        if part != "train":
-            return rng.sample(self.listed(name, part), count)
-        values: dict[str, None] = {}
+    def _several(self, count: int, pool: str, part: str, rng: random.Random) -> list[str]:
+        values: list[str] = []
         while len(values) < count:
-            values[self._pick(name, part, rng)] = None
-        return list(values)
+            values.append(self.draw(pool, part, rng, values))
+        return values
 
     def listed(self, name: str, part: str) -> list[str]:
         """The values of a list that belong to `part`; all of them if the list is shared."""
@@ -164,7 +166,7 @@ class Values:
             raise NomoatError(f"no list of values named {name!r} (known: {', '.join(self.lists)})")
         return self._divided[name, part]
 
-    def _until(self, pool: str, part: str, make: Any) -> Any:
+    def _until(self, pool: str, part: str, make: Callable[[], Value]) -> Value:
         while part_of(pool, value := make()) != part:
             pass
         return value
@@ -194,18 +196,10 @@ class Values:
         """A price whose last digit is not 0, so that it looks the same as text and as a number."""
         return self._until("amount", part, lambda: (10 * rng.randrange(50, 9000) + rng.randrange(1, 10)) / 100)
 
-    def _quantity(self, part: str, rng: random.Random) -> int:
-        return rng.randrange(2, 60)
-
-    def _list(self, part: str, rng: random.Random) -> Listing:
-        return self._listing(rng.choice(list(LISTINGS.values())), part, rng)
-
     def _listing(self, names: str, part: str, rng: random.Random) -> Listing:
         size = 3 if names == "reference" else rng.randrange(3, 5)  # digits make long answers: many tokenizers have one token per digit
-        chosen: list[str] = []
-        while len(chosen) <= size:
-            chosen.append(self.draw(names, part, rng, chosen))
-        return Listing(tuple(chosen[:size]), chosen[rng.randrange(size)], chosen[size])
+        *chosen, new = self._several(size + 1, names, part, rng)
+        return Listing(tuple(chosen), target=rng.choice(chosen), new=new)
 
     def _table(self, part: str, rng: random.Random) -> Table:
         pools = {"place_columns": "cities", "person_columns": "first_names", "thing_columns": "items"}
@@ -213,8 +207,12 @@ class Values:
         name, text, other, number = (self.draw(pool, part, rng, []) for pool in ("tables", texts, others, "number_columns"))
         columns = [text, other, number]
         rng.shuffle(columns)
-        value, *more = self._several(3, pools[texts], part, rng)
-        labels = self._several(6, pools[others], part, rng)
+        if part == "train":
+            value, *more = self._several(3, pools[texts], part, rng)
+            labels = self._several(6, pools[others], part, rng)
+        else:
+            value, *more = rng.sample(self.listed(pools[texts], part), 3)
+            labels = rng.sample(self.listed(pools[others], part), 6)
         limit = rng.randrange(12, 90)
         return Table(
             name=name, columns=columns, text=text, other=other, number=number, value=value, others=more, labels=labels, limit=limit

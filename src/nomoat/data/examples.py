@@ -13,8 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from itertools import chain
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,21 +74,15 @@ class Splits:
         return sha256_of([row.record() for row in self.heldout])
 
 
-class _Separators(dict[int, Any]):
-    """For str.translate: punctuation, separators and control characters become a space (combining marks stay)."""
-
-    def __missing__(self, code: int) -> Any:
-        self[code] = " " if unicodedata.category(chr(code))[0] in "PZC" else code
-        return self[code]
-
-
-_SEPARATORS = _Separators()
-
-
 def normalise(text: str) -> str:
-    """`text` for comparisons only: NFKC, casefolded, punctuation and white space collapsed to single spaces."""
+    """`text` for comparisons only: NFKC, casefolded, punctuation and white space collapsed to single spaces (combining marks stay)."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_SEPARATORS).split()) or folded.strip()
+    return " ".join("".join(map(_letter_or_space, folded)).split()) or folded.strip()
+
+
+@cache
+def _letter_or_space(character: str) -> str:
+    return " " if unicodedata.category(character)[0] in "PZC" else character  # punctuation, separators, control characters
 
 
 def load_shipped_set(name_or_dir: str | Path, root: Path) -> Splits:
@@ -103,10 +96,10 @@ def load_shipped_set(name_or_dir: str | Path, root: Path) -> Splits:
     if not (folder / "train.jsonl").is_file():
         known = sorted(path.parent.name for path in (root / "data").glob("*/train.jsonl"))
         raise NomoatError(f"data: no set named {str(name_or_dir)!r}{did_you_mean(str(name_or_dir), known)}")
-    files = {part: folder / f"{part}.jsonl" for part in TIERS_OF_FILE}
-    parts = {part: build_examples(str(file), read_records(file), tiers=TIERS_OF_FILE[part]) for part, file in files.items()}
-    _refuse_repeated_ids(str(folder), chain(*parts.values()))
-    return Splits(folder.name, **{part: tuple(rows) for part, rows in parts.items()})
+    paths = ((folder / f"{part}.jsonl", tiers) for part, tiers in TIERS_OF_FILE.items())
+    train, validation, heldout = (tuple(build_examples(str(path), read_records(path), tiers=tiers)) for path, tiers in paths)
+    _refuse_repeated_ids(str(folder), (*train, *validation, *heldout))
+    return Splits(folder.name, train, validation, heldout)
 
 
 def load_heldout(path: Path) -> tuple[Example, ...]:

@@ -30,7 +30,8 @@ def split_examples(rows: Iterable[Example], validation: float = 0.1, heldout: fl
     checked = _groups_below([group for group in order if group not in held], place, heldout + validation, keep=1) if validation else set()
     tier_of = {group: "phrasing" if group in held else "validation" if group in checked else "train" for group in order}
     rows = [replace(row, tier=tier_of[row.group]) for row in rows]
-    return Splits(name, *(tuple(row for row in rows if row.tier == tier) for tier in ("train", "validation", "phrasing")), **more)
+    train, checked_rows, held_rows = (tuple(row for row in rows if row.tier == tier) for tier in ("train", "validation", "phrasing"))
+    return Splits(name, train, checked_rows, held_rows, **more)
 
 
 def _groups_below(order: list[str], place: dict[str, float], share: float, *, keep: int) -> set[str]:
