@@ -66,7 +66,7 @@ def test_rewording_refuses_no_report_and_changes_no_verdict(monkeypatch: pytest.
     monkeypatch.setattr(summary, "PHASE_WORDS", dict.fromkeys(summary.PHASE_WORDS, "reworded"))
     assert len(made) > 10 and fmt.number(1.0) == "reworded"
     expected = {claim: verdict for verdict, claims in VERDICTS.items() for claim in claims.split()}
-    assert {finding.claim.id: finding.word for finding in judge(load_claims(ROOT), gather(ROOT))} == expected
+    assert {finding.id: finding.verdict for finding in judge(load_claims(ROOT), gather(ROOT))} == expected
     for path in REPORTS:
         assert read_report(path).rows
 

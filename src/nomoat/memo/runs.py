@@ -149,11 +149,11 @@ def _summands_and_sum(a: Path, b: Path) -> dict[str, tuple[Factors, Factors, Fac
     unmatched = sorted(ours.keys() ^ theirs.keys())
     if unmatched or not ours:
         raise NomoatError(f"{a} and {b} do not adapt the same modules ({(unmatched or ['none at all'])[0]}): they cannot be added")
-    found = {}
+    modules = {}
     for name in sorted(ours):
         (up, down), (other_up, other_down) = ours[name], theirs[name]
-        found[name] = ours[name], theirs[name], (torch.cat([up, other_up], dim=1), torch.cat([down, other_down], dim=0))
-    return found
+        modules[name] = ours[name], theirs[name], (torch.cat([up, other_up], dim=1), torch.cat([down, other_down], dim=0))
+    return modules
 
 
 def _scaled_factors(folder: Path) -> tuple[dict[str, Factors], str | None]:

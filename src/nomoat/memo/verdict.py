@@ -15,7 +15,7 @@ from nomoat.reports.schema import Interval, Report
 from nomoat.runs.provenance import claims_sha256
 
 DEFAULT, LARGER = "smollm2-135m", "gemma-3-270m"  # the recipes whose published runs are the roles `default` and `gemma`
-RANKS_FILE, SPENT_FILE = "ranks.json", "spent.json"  # beside the reports: SumRanks for M10, a list of Spent for M18
+RANKS_FILE, SPENT_FILE = "ranks.json", "spent.json"  # in the folder of the reports: SumRanks for M10, a list of Spent for M18
 
 
 class RunFacts(Record):
