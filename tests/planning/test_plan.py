@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nomoat.config.load import load_recipe
 from nomoat.errors import NomoatError
@@ -16,11 +18,11 @@ from nomoat.models.base import BaseFiles
 from nomoat.models.device import Device
 from nomoat.planning.measure import Measurement
 from nomoat.planning.memory import ModelSpec
-from nomoat.planning.plan import Plan, check_fit, published_speed, time_and_money
+from nomoat.planning.plan import Plan, check_fit, print_plan, published_speed, time_and_money
 from tests.local_hub import serve
 from tests.planning.test_memory import make_tiny_plan
 from tests.stories import RECIPE, ROOT, make_workplace, run
-from tests.tiny import make_base, write_user_rows
+from tests.tiny import SIZES, make_base, write_user_rows
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,17 @@ def test_an_unpinned_base_is_planned_from_its_configuration_and_refused_without_
 def test_terms_that_nobody_accepted_stop_a_plan_that_would_download_the_base(tmp_path: Path) -> None:
     done = run(tmp_path, "train/plan.py", str(ROOT / "recipes" / "gemma-3-270m.yaml"))
     assert done.returncode == 2 and is_one_line(done.stderr) and "base.accept_license" in done.stderr
+
+
+def test_memory_is_not_known_for_an_architecture_that_cannot_be_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+    monkeypatch.setitem(SIZES, "qwen3_moe", {**SIZES["qwen3"], **experts})
+    plan = make_tiny_plan(tmp_path, "precision=float32", architecture="qwen3_moe")
+    assert plan.peak_phase is None and plan.spec.counts.trainable > 0
+    assert any("memory is not known" in note and "MEASURE=1" in note for note in plan.notes)
+    check_fit(plan)
+    with open(os.devnull, "w") as nowhere:
+        print_plan(plan, Console(file=nowhere))
 
 
 def test_targets_that_the_base_does_not_have_are_refused(tmp_path: Path) -> None:

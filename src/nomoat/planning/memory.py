@@ -17,8 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -40,8 +39,6 @@ PARTS = ("weights", "adapter", "optimiser", "gradients", "activations", "logits"
 # `make plan MEASURE=1` with glibc 2.36 gave 0.46 for SmolLM2 135M in float32, 0.43 in bfloat16 and 0.32 for Gemma 3 270M; in nf4
 # and int8, whose layers expand their weights temporarily in each pass, 0.85 and 0.99. Libraries' own buffers are in it.
 HEAP_SHARE, HEAP_SHARE_QUANTISED, HEAP_BLOCK = 0.4, 0.85, 32 << 20
-# What a trace raises for an architecture whose shapes depend on data, such as one that routes each token to its own experts.
-UNTRACEABLE = (fake_tensor.DynamicOutputShapeException, fake_tensor.DataDependentOutputException)
 
 
 class Counts(NamedTuple):
@@ -107,7 +104,7 @@ def fake_model(spec: ModelSpec, precision: str, *, varlen: bool = False, adapter
     model = meta_model(spec, precision, adapter=adapter)
     if varlen:
         enable_varlen_attention(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)  # token ids stay real
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # token ids stay real
     old = [*model.parameters(), *model.buffers()]  # kept until the end, so that no id is used again
     new = {id(tensor): _fake_like(tensor, fake, spec.device.kind) for tensor in old}
     for module in model.modules():
@@ -116,7 +113,7 @@ def fake_model(spec: ModelSpec, precision: str, *, varlen: bool = False, adapter
     return model
 
 
-def _fake_like(old: Any, fake: fake_tensor.FakeTensorMode, device: str) -> Any:
+def _fake_like(old: Any, fake: FakeTensorMode, device: str) -> Any:
     """A fake tensor for `old`; a weight of bitsandbytes is quantised by the library's operators, as on its way to a device."""
     from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
 
@@ -212,7 +209,10 @@ class MemoryTrace(TorchDispatchMode):
 
 
 def phase_memory(spec: ModelSpec, work: Workload) -> dict[str, Memory]:
-    """Loading, training, adapter checks and scoring, in this order. Raises UNTRACEABLE."""
+    """Loading, training, adapter checks and scoring, in this order.
+
+    Raises torch's RuntimeError for an architecture that cannot run without data, such as one that routes tokens to experts.
+    """
     training = training_memory(spec, work)
     loading, left = Counter({"weights": training["weights"]}), training.copy()
     if spec.device.kind != "cuda":

@@ -15,7 +15,7 @@ from nomoat.errors import NomoatError
 from nomoat.io import read_json
 from nomoat.models.device import choose_device, release_memory, scoring_precision, training_precision
 from nomoat.planning.measure import REST, Measurement
-from nomoat.planning.memory import PARTS, UNTRACEABLE, Memory, ModelSpec, phase_memory
+from nomoat.planning.memory import PARTS, Memory, ModelSpec, phase_memory
 from nomoat.planning.workload import Workload, fetch_configuration, plan_workload
 from nomoat.reports import format as fmt
 from nomoat.reports.build import read_report
@@ -76,9 +76,9 @@ def make_plan(recipe: Recipe, root: Path) -> Plan:
     warnings.filterwarnings("ignore", message=".*data pointer of FakeTensor.*")  # it is 0, which is harmless here
     try:
         phases = phase_memory(spec, work)
-    except UNTRACEABLE as error:
-        reason = str(error).splitlines()[0]
-        notes.append(f"memory is not known: what this architecture computes depends on its data ({reason}); {MEASURE}")
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        notes.append(f"memory is not known: this architecture cannot be traced without data ({reason}); {MEASURE}")
     release_memory()
     own = 0 if device.kind == "cuda" else int(psutil.Process().memory_info().rss)
     speed = published_speed(spec, root / "recipes" / "reference")
