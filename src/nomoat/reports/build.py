@@ -6,7 +6,7 @@
     verify_files(report, run_dir)                    # eval/*.jsonl are the files it was made from
 
 The checks find accidents and partial edits: a changed score, a line lost from a file, reports mixed up between runs. They do not stop a
-forger, who can write a whole consistent report; only running the recipe again does. Sentences are not checked, since a report holds none.
+forger, who can write a whole consistent report; only running the recipe again does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +27,7 @@ from nomoat.config.load import parse_yaml
 from nomoat.config.schema import Recipe
 from nomoat.errors import NomoatError
 from nomoat.io import canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, write_atomically
+from nomoat.reports.format import shortened
 from nomoat.reports.metrics import Aggregates, aggregate, benchmark_scores
 from nomoat.reports.migrate import migrate, migrate_gate
 from nomoat.reports.schema import (
@@ -54,7 +57,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def build_report(run_dir: Path) -> Report:
-    """Everything that can be said about a run, from the files in its directory; what is missing becomes null.
+    """The report of a run, from the files in its directory; what is missing becomes null.
 
     Raises NomoatError when a file has a shape this version does not know.
     """
@@ -66,21 +69,22 @@ def build_report(run_dir: Path) -> Report:
     provenance = read_provenance(run_dir)
     rows = compact_rows(run_dir)
     computed = aggregate(rows, primary=recipe.eval.primary)
-    adapter = read_adapter_facts(run_dir)
+    adapter = _optional(AdapterFacts, run_dir / "adapter.json") or AdapterFacts()
+    gate = read_gate(run_dir)
     data, leaks = read_data_facts(run_dir)
     return Report(
         schema_version=2,
         run=run_dir.resolve().name,
         created=provenance.created,
-        status=_status(adapter.gate),
+        status=_status(gate),
         recipe=recipe,
         arms=computed.arms,
         baselines=computed.baselines,
         comparison=computed.comparison,
-        neutral=read_neutral(run_dir),
+        neutral=_optional(Neutral, run_dir / "eval" / "neutral.json"),
         harness=read_harness(run_dir),
         cost=run_cost(run_dir, provenance),
-        adapter=adapter,
+        adapter=adapter.model_copy(update={"gate": gate}),
         data=data,
         leaks=leaks,
         learning_curve=read_curves(run_dir),
@@ -102,11 +106,16 @@ def read_report(path: Path) -> Report:
     Raises NomoatError for a file that is missing, torn or of an unknown version, and for any number that its own rows do not give, naming
     the field and both values.
     """
-    content = _read_json(path)
+    if not path.exists():
+        raise NomoatError(f"{path} is missing: the run is not finished, or this is not a run directory")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise NomoatError(f"{path} is not readable JSON ({error}): write it again from the run with `make eval`") from error
     report = validated(Report, migrate(content) if isinstance(content, dict) else content, str(path))
     computed = aggregate(report.rows, primary=report.comparison.primary)
-    for name in Aggregates.__dataclass_fields__:
-        _compare(_plain(getattr(report, name)), _plain(getattr(computed, name)), name, path)
+    for field in fields(Aggregates):
+        _compare(getattr(report, field.name), getattr(computed, field.name), field.name, path)
     _compare(report.status, _status(report.adapter.gate), "status", path)
     _compare(report.cost.seconds, sum(report.cost.seconds_by_phase.values()), "cost.seconds", path)
     return report
@@ -129,13 +138,11 @@ def verify_files(report: Report, run_dir: Path) -> None:
             raise NomoatError(f"{run_dir / name} is not the file the report was made from (its sha256 differs): score the run again")
     if compact_rows(run_dir) != report.rows:
         raise NomoatError(f"{run_dir / 'report.json'}: rows: they are not those of eval/*.jsonl: score the run again")
-    harness = read_harness(run_dir)
-    written, computed = (None if value is None else value.model_dump(mode="json") for value in (report.harness, harness))
-    _compare(written, computed, "harness", run_dir / "report.json")
+    _compare(report.harness, read_harness(run_dir), "harness", run_dir / "report.json")
 
 
 def validated(model: type[Model], value: Any, where: str) -> Model:
-    """`value` as `model`; a wrong shape is a NomoatError that names the file and the field."""
+    """`value` as `model`. Raises NomoatError, which names the file and the field, for a wrong shape."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -149,21 +156,13 @@ def _status(gate: Gate | None) -> Literal["finished", "failed"]:
     return "finished" if gate is not None and gate.passed else "failed"
 
 
-def _read_json(path: Path) -> Any:
-    if not path.exists():
-        raise NomoatError(f"{path} is missing: the run is not finished, or this is not a run directory")
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise NomoatError(f"{path} is not readable JSON ({error}): write it again from the run with `make eval`") from error
-
-
 def _compare(written: Any, computed: Any, place: str, path: Path) -> None:
-    """Raise at the first leaf where the report differs from what its rows give."""
+    """Raise NomoatError at the first number or name where the report differs from what its rows give."""
+    written, computed = (dict(value) if isinstance(value, BaseModel) else value for value in (written, computed))
     if isinstance(written, dict) and isinstance(computed, dict):
         for key in sorted(written.keys() | computed.keys()):
             _compare(written.get(key), computed.get(key), f"{place}.{key}", path)
-    elif isinstance(written, list) and isinstance(computed, list) and len(written) == len(computed):
+    elif isinstance(written, list | tuple) and isinstance(computed, list | tuple) and len(written) == len(computed):
         for index, (left, right) in enumerate(zip(written, computed, strict=True)):
             _compare(left, right, f"{place}[{index}]", path)
     elif not _same(written, computed):
@@ -179,11 +178,6 @@ def _same(written: Any, computed: Any) -> bool:
     return bool(written == computed)
 
 
-def _plain(value: Any) -> Any:
-    """Models, and dicts of models, as plain JSON values."""
-    return {key: item.model_dump(mode="json") for key, item in value.items()} if isinstance(value, dict) else value.model_dump(mode="json")
-
-
 def _layout(value: Any, indent: str = "") -> str:
     """JSON with dicts over several lines and each item of a list on one, so that a diff of two reports can be read."""
     deeper = indent + "  "
@@ -195,24 +189,23 @@ def _layout(value: Any, indent: str = "") -> str:
     return canonical_json(value)
 
 
-# One function for each file of a run directory. Every file may be missing, since a run that failed early gets a report too.
+# The files of a run directory. Each may be missing, since a run that failed early gets a report too.
 
 
-def optional_json(path: Path) -> Any:
-    """The JSON value of a file of the run, or None where the run did not get that far."""
-    return read_json(path) if path.exists() else None
+def _optional(model: type[Model], path: Path) -> Model | None:
+    return validated(model, read_json(path), str(path)) if path.exists() else None
 
 
 def compact_rows(run_dir: Path) -> list[CompactRow]:
-    """One record per held-out row, in the order of the base arm's file, with what every arm and baseline scored on it."""
+    """One record per held-out row, in the order of the base arm's file, with the scores of every arm and baseline."""
     rows: dict[str, CompactRow] = {}
 
     def values_of(line: dict[str, Any]) -> dict[str, float | None]:
         row = CompactRow(line["id"], line["tier"], line["family"], line["group"], {})
-        known = rows.setdefault(line["id"], row)
-        if known[:4] != row[:4]:
-            raise NomoatError(f"eval: row {row.id!r} has tier, family and group {known[1:4]} in one file and {row[1:4]} in another")
-        return known.values
+        first = rows.setdefault(row.id, row)
+        if first[:4] != row[:4]:
+            raise NomoatError(f"eval: row {row.id!r} has tier, family and group {first[1:4]} in one file and {row[1:4]} in another")
+        return first.values
 
     for arm in (*ARMS, *OPTIONAL_ARMS):
         for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl"):
@@ -238,45 +231,32 @@ def file_hashes(run_dir: Path) -> dict[str, str]:
     return {f"eval/{path.name}": sha256_file(path) for path in sorted((run_dir / "eval").glob("*.jsonl"))}
 
 
-def read_neutral(run_dir: Path) -> Neutral | None:
-    """Bits per byte of the fixed reference text, by arm."""
-    path = run_dir / "eval" / "neutral.json"
-    return validated(Neutral, read_json(path), str(path)) if path.exists() else None
-
-
 def read_harness(run_dir: Path) -> Harness | None:
-    """Standard benchmarks, every figure computed from eval/harness.jsonl."""
+    """Standard benchmarks: how they were run, from eval/harness.json, and every score, computed from eval/harness.jsonl."""
     path = run_dir / "eval" / "harness.json"
     if not path.exists():
         return None
-    known = read_json(path)
-    scores = benchmark_scores(list(read_jsonl(run_dir / "eval" / "harness.jsonl")), known["tasks"])
-    return validated(Harness, {**known, "scores": scores}, str(path))
+    settings = read_json(path)
+    scores = benchmark_scores(list(read_jsonl(run_dir / "eval" / "harness.jsonl")), settings["tasks"])
+    return validated(Harness, {**settings, "scores": scores}, str(path))
 
 
 def read_gate(run_dir: Path) -> Gate | None:
     """The checks in gate.json, of any version."""
     path = run_dir / "gate.json"
-    content = migrate_gate(optional_json(path))
-    return None if content is None else validated(Gate, content, str(path))
-
-
-def read_adapter_facts(run_dir: Path) -> AdapterFacts:
-    """Sizes from adapter.json and the checks from gate.json."""
-    facts = validated(AdapterFacts, optional_json(run_dir / "adapter.json") or {}, str(run_dir / "adapter.json"))
-    return facts.model_copy(update={"gate": read_gate(run_dir)})
+    return validated(Gate, migrate_gate(read_json(path)), str(path)) if path.exists() else None
 
 
 def read_data_facts(run_dir: Path) -> tuple[DataFacts, Leaks | None]:
     """Row counts, dropped rows, packing and leaks from rows.json."""
     path = run_dir / "rows.json"
-    content = dict(optional_json(path) or {})
+    content = read_json(path) if path.exists() else {}
     leaks = content.pop("leaks", None)
     return validated(DataFacts, content, str(path)), validated(Leaks, leaks, f"{path}: leaks") if leaks is not None else None
 
 
 def read_curves(run_dir: Path) -> LossCurve:
-    """Losses by step; a step that was repeated after a resume counts once, as it was done last."""
+    """Losses by step; of a step that was repeated after a resume only the last loss counts."""
     training: dict[float, float] = {}
     validation: dict[float, tuple[float, float | None, float | None]] = {}
     for line in read_jsonl(run_dir / "metrics.jsonl"):
@@ -289,8 +269,8 @@ def read_curves(run_dir: Path) -> LossCurve:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MAX_CURVE_POINTS points, each the mean of as many neighbours: taking every k-th would keep its noise."""
-    width = -(-len(points) // MAX_CURVE_POINTS) or 1
+    """At most MAX_CURVE_POINTS points, each the mean of equally many neighbours: every k-th point alone would be noisy."""
+    width = math.ceil(len(points) / MAX_CURVE_POINTS) or 1
     parts = [points[start : start + width] for start in range(0, len(points), width)]
     return [(sum(step for step, _ in part) / len(part), round(sum(loss for _, loss in part) / len(part), 6)) for part in parts]
 
@@ -304,9 +284,9 @@ def run_cost(run_dir: Path, provenance: Provenance) -> Cost:
 
 
 def choose_samples(run_dir: Path) -> list[Sample]:
-    """Twenty rows to look at: up to five of each kind (won, lost, both wrong, both right), then more of what there is.
+    """Twenty rows to look at: up to five of each kind (won, lost, both wrong, both right), and more of one where another has fewer.
 
-    The choice depends on the hash of row ids alone and goes round the tiers and families, so that no one picks the flattering ones.
+    The choice depends only on the hash of row ids and alternates between tiers and families, so that no one picks the flattering ones.
     """
     lines = {arm: {line["id"]: line for line in read_jsonl(run_dir / "eval" / f"{arm}.jsonl")} for arm in ARMS}
     kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("won", "lost", "both_wrong", "both_right")}
@@ -331,18 +311,13 @@ def _kind(base: float, adapter: float) -> str:
 
 
 def _round_robin(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Row ids in an order that visits every (tier, family) once before any of them twice."""
-
-    def digest(row_id: str) -> str:
-        return hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
-
-    turns: dict[tuple[str, str], int] = {}
+    """Row ids in an order that visits every (tier, family) once before any of them twice, by hash otherwise."""
+    visits: Counter[tuple[str, str]] = Counter()
     ranked = []
-    for line in sorted(lines, key=lambda line: digest(line["id"])):
-        place = (line["tier"], line["family"])
-        turns[place] = turns.get(place, 0) + 1
-        ranked.append((turns[place], digest(line["id"]), line["id"]))
-    return [row_id for _, _, row_id in sorted(ranked)]
+    for line in sorted(lines, key=lambda line: hashlib.sha256(line["id"].encode("utf-8", "surrogatepass")).digest()):
+        visits[line["tier"], line["family"]] += 1
+        ranked.append((visits[line["tier"], line["family"]], line["id"]))
+    return [row_id for _, row_id in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _sample(kind: str, lines: dict[str, dict[str, Any]]) -> Sample:
@@ -351,15 +326,13 @@ def _sample(kind: str, lines: dict[str, dict[str, Any]]) -> Sample:
         {
             "kind": kind,
             **{key: line[key] for key in ("id", "tier", "family")},
-            **{key: shorten(line[key]) for key in ("prompt", "target")},
-            "outputs": {arm: shorten(answer["output"]) for arm, answer in lines.items()},
+            **{key: sample_text(line[key]) for key in ("prompt", "target")},
+            "outputs": {arm: sample_text(answer["output"]) for arm, answer in lines.items()},
             "scores": {arm: answer["score"] for arm, answer in lines.items()},
         }
     )
 
 
-def shorten(text: str) -> str:
-    """A text of at most MAX_SAMPLE_CHARACTERS, which says how much was left out; lone surrogates become U+FFFD."""
-    left_out = len(text) - MAX_SAMPLE_CHARACTERS
-    shown = _SURROGATE.sub("\ufffd", text[:MAX_SAMPLE_CHARACTERS])
-    return shown if left_out <= 0 else f"{shown} ... ({left_out:,} more characters)"
+def sample_text(text: str) -> str:
+    """At most MAX_SAMPLE_CHARACTERS of a text, lone surrogates as U+FFFD."""
+    return _SURROGATE.sub("\ufffd", shortened(text, MAX_SAMPLE_CHARACTERS))

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nomoat.reports.metrics import in_tier_order
-from nomoat.reports.schema import ARMS, Interval, LossCurve, Report
+from nomoat.reports.schema import ARMS, LossCurve, Report
+from nomoat.stats.intervals import Interval
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
 
 
@@ -32,7 +34,20 @@ COLOURS = {
 }
 _OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms are drawn one above the other
 WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
+RUN_COLOURS = 6  # then they repeat, dashed
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10.5, "text.parse_math": False}
+
+
+def both_widths(drawings: Mapping[str, Callable[[float], str | None]]) -> dict[str, Markup | None]:
+    """Each chart as `<name>_wide` for screens and `<name>_narrow` for phones, of which a page shows one; None where there is none."""
+    from markupsafe import Markup
+
+    charts: dict[str, Markup | None] = {}
+    for name, draw in drawings.items():
+        for suffix, width in (("wide", WIDE), ("narrow", NARROW)):
+            svg = draw(width)
+            charts[f"{name}_{suffix}"] = None if svg is None else Markup(svg)  # our own drawing: draw_svg escapes its words
+    return charts
 
 
 def score_chart(report: Report, *, width: float) -> str:
@@ -58,29 +73,29 @@ def score_chart(report: Report, *, width: float) -> str:
 
 def _tier_marks(axes: Axes, report: Report, tier: str, height: float) -> None:
     baseline = report.baselines[tier]
-    middle = height + _OFFSETS["adapter"]  # a baseline is what the adapter has to exceed: it is drawn on the adapter's line
+    middle = height + _OFFSETS["adapter"]  # the adapter has to exceed a baseline, which is therefore drawn on its line
     for value, marker, size in ((baseline.majority, "|", 11), (baseline.nearest_row, "D", 5)):
         if value is not None:
             axes.plot(value, middle, marker, color=COLOURS["baseline"], markersize=size, markeredgewidth=1.6, markerfacecolor="none")
     for arm in ARMS:
-        found = report.arms[arm].tiers.get(tier)
-        if found is None or found.score is None:
+        estimate = report.arms[arm].tiers.get(tier)
+        if estimate is None or estimate.score is None:
             continue
-        place = height + _OFFSETS[arm]
-        if found.interval is not None:
-            axes.plot(found.interval, (place, place), color=COLOURS[arm], linewidth=2.2, solid_capstyle="round")
+        y = height + _OFFSETS[arm]
+        if estimate.interval is not None:
+            axes.plot(estimate.interval, (y, y), color=COLOURS[arm], linewidth=2.2, solid_capstyle="round")
         face = COLOURS["panel"] if arm == "base" else COLOURS[arm]
         marker = "s" if arm == "few_shot" else "o"
-        axes.plot(found.score, place, marker, color=COLOURS[arm], markerfacecolor=face, markersize=7.5, markeredgewidth=1.8)
+        axes.plot(estimate.score, y, marker, color=COLOURS[arm], markerfacecolor=face, markersize=7.5, markeredgewidth=1.8)
 
 
 def _score_words(report: Report, tiers: Sequence[str]) -> str:
-    """The chart in words, for those who cannot see it."""
-    said = []
+    """The chart in words, for screen readers."""
+    by_tier = []
     for tier in tiers:
-        scores = [(arm, report.arms[arm].tiers.get(tier)) for arm in ARMS]
-        said.append(f"{tier}: " + ", ".join(f"{arm.replace('_', '-')} {of.score:.2f}" for arm, of in scores if of and of.score is not None))
-    return "Scores from 0 to 1 with 95 % intervals. " + "; ".join(said) + ". The table below has the same numbers."
+        scores = [(arm.replace("_", "-"), score.score) for arm in ARMS if (score := report.arms[arm].tiers.get(tier))]
+        by_tier.append(f"{tier}: " + ", ".join(f"{arm} {value:.2f}" for arm, value in scores if value is not None))
+    return f"Scores from 0 to 1 with 95 % intervals. {'; '.join(by_tier)}. The table below has the same numbers."
 
 
 def learning_curve_chart(curve: LossCurve, *, width: float) -> str | None:
@@ -94,15 +109,19 @@ def learning_curve_chart(curve: LossCurve, *, width: float) -> str | None:
             axes.plot(*zip(*curve.training, strict=True), color=COLOURS["base"], linewidth=1.1)
         if validation:
             axes.plot(*zip(*validation, strict=True), "o-", color=COLOURS["adapter"], linewidth=1.8, markersize=5, clip_on=False)
-        axes.set_xlabel("optimiser step", color=COLOURS["muted"])
-        axes.set_ylabel("loss per labelled token (nats)", color=COLOURS["muted"])
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
-        axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
-        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+        _loss_axes(axes, "loss per labelled token (nats)", width)
 
     ends = f" Validation loss goes from {validation[0][1]:.2f} to {validation[-1][1]:.2f}." if validation else ""
     return draw_svg(draw, width, 2.9, "curve", "Training and validation loss by optimiser step." + ends)
+
+
+def _loss_axes(axes: Axes, label: str, width: float) -> None:
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
+    axes.set_xlabel("optimiser step", color=COLOURS["muted"])
+    axes.set_ylabel(label, color=COLOURS["muted"])
+    axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
 
 
 def draw_svg(draw: Callable[[Any], None], width: float, height: float, name: str, words: str) -> str:
@@ -110,14 +129,13 @@ def draw_svg(draw: Callable[[Any], None], width: float, height: float, name: str
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    # "default": nobody's own matplotlibrc; the salt makes ids the same in every run and different between the drawings of one page
+    # "default" ignores the user's matplotlibrc; the salt makes ids the same in every run and different between the drawings of a page
     with style.context(["default", {**_SETTINGS, "svg.hashsalt": f"{name}-{width}"}]):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        for side in ("top", "right", "left", "bottom"):
-            axes.spines[side].set_visible(False)
+        axes.spines[:].set_visible(False)
         axes.tick_params(length=0, colors=COLOURS["muted"], labelsize=10.5)
         axes.set_axisbelow(True)
         draw(axes)
@@ -130,10 +148,8 @@ def _for_page(svg: str, words: str) -> str:
     """Keep only the element, name it for screen readers, and hand colours and fonts to the page."""
     from markupsafe import escape
 
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # a style inside an inline SVG applies to the whole page
-    element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
+    # a style inside an inline SVG would apply to the whole page
+    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     element = re.sub(r'<g id="[^"]*"', "<g", element)
     for variable, colour in COLOURS.items():
         element = element.replace(colour, f"var(--{variable})")
@@ -145,9 +161,6 @@ def _for_page(svg: str, words: str) -> str:
         raise RuntimeError("matplotlib wrote an SVG without an opening tag or a viewBox")
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}" role="img"'
     return f'{head} aria-label="{escape(words)}">' + element[opening.end() :].strip()
-
-
-RUN_COLOURS = 6  # then they repeat, dashed
 
 
 @dataclass(frozen=True)
@@ -162,27 +175,25 @@ class Point:
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
     """Runs on the cost/score Pareto front, cheapest first."""
-    best = float("-inf")
-    kept = []
-    for point in sorted(points, key=lambda one: (one.cost, -one.score)):
-        if point.score > best:
-            kept.append(point)
-            best = point.score
-    return kept
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.score)):
+        if not front or point.score > front[-1].score:
+            front.append(point)
+    return front
 
 
 def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -> str:
     """Score by cost, each run marked by its letter; the line is the Pareto front."""
-    best = pareto_front(points)
+    front = pareto_front(points)
 
     def draw(axes: Axes) -> None:
-        axes.step([one.cost for one in best], [one.score for one in best], where="post", color=COLOURS["line"], linewidth=2)
-        for one in points:
-            colour = COLOURS["adapter"] if one in best else COLOURS["base"]
-            if one.interval is not None:
-                axes.plot((one.cost, one.cost), one.interval, color=colour, linewidth=2, solid_capstyle="round")
-            axes.plot(one.cost, one.score, "o", color=colour, markersize=7)
-            axes.annotate(one.letter, (one.cost, one.score), (8, 6), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
+        axes.step([run.cost for run in front], [run.score for run in front], where="post", color=COLOURS["line"], linewidth=2)
+        for run in points:
+            colour = COLOURS["adapter"] if run in front else COLOURS["base"]
+            if run.interval is not None:
+                axes.plot((run.cost, run.cost), run.interval, color=colour, linewidth=2, solid_capstyle="round")
+            axes.plot(run.cost, run.score, "o", color=colour, markersize=7)
+            axes.annotate(run.letter, (run.cost, run.score), (8, 6), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(left=0)
         axes.margins(x=0.12)
@@ -190,24 +201,24 @@ def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -
         axes.set_ylabel(f"score on {tier}", color=COLOURS["muted"])
         axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
 
-    said = "; ".join(f"{one.letter}: {one.score:.2f} for {one.cost:.3g}" for one in points)
-    words = f"Score on {tier} by cost ({unit}): {said}. On the front: {', '.join(one.letter for one in best)}."
+    by_run = "; ".join(f"{run.letter}: {run.score:.2f} for {run.cost:.3g}" for run in points)
+    words = f"Score on {tier} by cost ({unit}): {by_run}. On the front: {', '.join(run.letter for run in front)}."
     return draw_svg(draw, width, 3.2, "cost", words)
 
 
 def ends_together(lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[tuple[list[str], tuple[float, float]]]:
     """Letters of curves that end in the same place (within 3 % of the width and 7 % of the height), for one label."""
-    drawn_lines = [(letter, points) for letter, points in lines if len(points) > 1]
-    width, height = (max((point[axis] for _, points in drawn_lines for point in points), default=1.0) for axis in (0, 1))
-    found: list[tuple[list[str], tuple[float, float]]] = []
-    for letter, points in drawn_lines:
+    lines = [(letter, points) for letter, points in lines if len(points) > 1]
+    width, height = (max((point[axis] for _, points in lines for point in points), default=1.0) for axis in (0, 1))
+    labels: list[tuple[list[str], tuple[float, float]]] = []
+    for letter, points in lines:
         x, y = points[-1]
-        near = next((names for names, (a, b) in found if abs(a - x) < 0.03 * width and abs(b - y) < 0.07 * height), None)
+        near = next((letters for letters, (a, b) in labels if abs(a - x) < 0.03 * width and abs(b - y) < 0.07 * height), None)
         if near is None:
-            found.append(([letter], (x, y)))
+            labels.append(([letter], (x, y)))
         else:
             near.append(letter)
-    return found
+    return labels
 
 
 def curves_chart(curves: Sequence[tuple[str, LossCurve]], *, width: float) -> str | None:
@@ -225,12 +236,8 @@ def curves_chart(curves: Sequence[tuple[str, LossCurve]], *, width: float) -> st
             axes.plot(*zip(*points, strict=True), f"o{dashes}", color=colour, linewidth=1.6, markersize=4)
         for letters, place in ends_together(lines):
             axes.annotate(", ".join(letters), place, (7, -3), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.05)
-        axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
-        axes.set_xlabel("optimiser step", color=COLOURS["muted"])
-        axes.set_ylabel("validation loss (nats)", color=COLOURS["muted"])
-        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+        _loss_axes(axes, "validation loss (nats)", width)
 
     ends = "; ".join(f"{letter} ends at {points[-1][1]:.3f}" for letter, points in lines if points)
     return draw_svg(draw, width, 2.9, "curves", f"Validation loss by optimiser step. {ends}.")

@@ -1,4 +1,4 @@
-"""Numbers, names and results as a person reads them: the same words in every view."""
+"""Numbers, names and results as text for people: the same words in every view."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nomoat.reports.schema import Benchmark, Check, FamilyDifference, Gate, Interval, Report
+from nomoat.reports.schema import Benchmark, Check, FamilyDifference, Gate, Report
+from nomoat.stats.intervals import Interval
 
 TIER_WORDS = {
     "values": "known phrasings, new values",
@@ -23,8 +24,14 @@ _REORDERING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # bi
 
 def visible(value: object) -> str:
     """A text that can be shown anywhere: control characters as symbols, lone surrogates as U+FFFD, bidirectional marks by name."""
-    text = _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])), str(value).replace("\r\n", "\n"))
-    return _REORDERING.sub(lambda found: f"[U+{ord(found[0]):04X}]", _UNPRINTABLE.sub("\ufffd", text))
+    text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), str(value).replace("\r\n", "\n"))
+    return _REORDERING.sub(lambda match: f"[U+{ord(match[0]):04X}]", _UNPRINTABLE.sub("\ufffd", text))
+
+
+def shortened(text: str, limit: int) -> str:
+    """The first `limit` characters of a text and, where it is longer, how many are missing."""
+    left_out = len(text) - limit
+    return text if left_out <= 0 else f"{text[:limit]} ... ({left_out:,} more characters)"
 
 
 def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -37,16 +44,14 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def tier_words(tier: str) -> str:
-    """What a tier asks, in words: `phrasing` -> `unseen phrasings`."""
+    """The questions of a tier in words: `phrasing` -> `unseen phrasings`."""
     return TIER_WORDS.get(tier, tier)
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
     """`0.81`, `+0.76`, or `-` where there is no number."""
-    if value is None:
-        return "-"
     # + 0.0 turns a rounded -0.0 into 0.0: "-0.00" reads like a loss
-    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
+    return "-" if value is None else f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
 
 
 def interval(value: Interval | None, *, signed: bool = False) -> str:
@@ -108,23 +113,19 @@ def money(usd: float | None) -> str:
 
 def headline(report: Report) -> list[str]:
     """The result in one short sentence per finding: failure, score on the primary tier, and what was forgotten."""
-    sentences = (failure_reason(report.adapter.gate), _tier_sentence(report, report.comparison.primary), _forgetting(report))
-    return [sentence for sentence in sentences if sentence]
+    failure, comparison = failure_reason(report.adapter.gate), report.comparison
+    forgot = comparison.retention_verdict == "worse" and comparison.primary != "retention"
+    tiers = [comparison.primary, *(["retention"] if forgot else [])]
+    return [*([failure] if failure else []), *(_tier_sentence(report, tier) for tier in tiers)]
 
 
 def _tier_sentence(report: Report, tier: str) -> str:
     difference = report.comparison.tiers.get(tier)
-    scores = [report.arms[arm].tiers.get(tier) for arm in ("base", "adapter")]
-    if difference is None or scores[0] is None or scores[1] is None:
-        return f"{capitalised(tier_words(tier))}: nothing was scored, so there is no verdict"
-    base, adapter = (number(score.score) for score in scores if score)
-    bounds = interval(difference.interval, signed=True)
-    return f"{capitalised(tier_words(tier))}: {adapter} vs {base} for the base ({number(difference.difference, signed=True)} {bounds})"
-
-
-def _forgetting(report: Report) -> str | None:
-    worse = report.comparison.retention_verdict == "worse" and report.comparison.primary != "retention"
-    return _tier_sentence(report, "retention") if worse else None
+    base, adapter = (report.arms[arm].tiers.get(tier) for arm in ("base", "adapter"))
+    name = capitalised(tier_words(tier))
+    if difference is None or base is None or adapter is None:
+        return f"{name}: nothing was scored, so there is no verdict"
+    return f"{name}: {number(adapter.score)} vs {number(base.score)} for the base ({change(difference)})"
 
 
 def failure_reason(gate: Gate | None) -> str | None:
@@ -159,7 +160,7 @@ def number_or_dash(value: float | None) -> str:
 
 
 def capitalised(text: str) -> str:
-    """The text with its first letter large."""
+    """The text with its first letter in upper case, the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
@@ -169,6 +170,6 @@ def change(difference: FamilyDifference) -> str:
 
 
 def metric(score: Benchmark) -> str:
-    """A benchmark's metric in words, its filter named where there is one, and which way it points where that is down or unknown."""
+    """A benchmark's metric in words, with its filter if it has one, and its direction where lower is better or that is unknown."""
     words = score.metric if score.filter == "none" else f"{score.metric}, {score.filter}"
     return words + {True: "", False: " (lower is better)", None: " (direction not stated)"}[score.higher_is_better]

@@ -1,7 +1,7 @@
 """report.html: one page that needs nothing else, computed from the report alone.
 
-Everything in it is escaped (autoescape is on, and every text goes through `visible`), since model outputs may hold HTML,
-NULs, lone surrogates or ten megabytes on one line. Local paths never get into it.
+Everything in it is escaped (autoescape is on, and every text passes through `visible`), since model outputs may hold HTML, NULs, lone
+surrogates or ten megabytes on one line. It contains no local path.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 from nomoat.reports import format as fmt
 from nomoat.reports import summary
 from nomoat.reports.metrics import in_tier_order
-from nomoat.reports.schema import FamilyDifference, FamilyScore, Interval, Report
+from nomoat.reports.schema import ArmScores, Comparison, FamilyDifference, FamilyScore, Report
+from nomoat.stats.intervals import Interval
 
 MAX_SHOWN = 700
 KIND_WORDS = {"won": "The adapter won", "lost": "The adapter lost", "both_wrong": "Both wrong", "both_right": "Both right"}
-TONES = {"better": ("better", "\u25b2"), "worse": ("worse", "\u25bc"), "cannot tell": ("unclear", "\u25c6")}
+TONES = {"better": ("better", "\u25b2"), "worse": ("worse", "\u25bc"), "cannot tell": ("unclear", "\u25c6"), "failed": ("worse", "\u2715")}
 
 
 def render_html(report: Report, run_dir: Path | None = None) -> str:
@@ -25,24 +26,12 @@ def render_html(report: Report, run_dir: Path | None = None) -> str:
 
     `run_dir` is only for the command that computes the run again; a folder outside the working directory is not named.
     """
-    primary = report.comparison.tiers.get(report.comparison.primary)
-    scores = {arm: of.tiers.get(report.comparison.primary) for arm, of in report.arms.items()}
-    return (
-        page_environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            view=_view(report, run_dir),
-            charts=_charts(report),
-            primary=primary,
-            base=scores.get("base"),
-            adapter=scores.get("adapter"),
-            family_of=lambda arm, tier, name: _family_score(report, arm, tier, name),
-            difference_of=lambda tier, name: _family_difference(report, tier, name),
-            extent=lambda tier: _extent(report, tier),
-            bits=lambda arm, tier: getattr(report.arms[arm].tiers.get(tier), "bits_per_byte", None),
-        )
-    )
+    from nomoat.reports.charts import both_widths, learning_curve_chart, score_chart
+
+    scores = (lambda width: score_chart(report, width=width)) if report.rows else (lambda width: None)
+    charts = both_widths({"scores": scores, "curve": lambda width: learning_curve_chart(report.learning_curve, width=width)})
+    template = page_environment().get_template("report.html.j2")
+    return str(template.render(report=report, view=_view(report, run_dir), charts=charts, family_of=_family, extent=_extent))
 
 
 def page_environment() -> Any:
@@ -56,12 +45,7 @@ def page_environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(_filters())
-    return environment
-
-
-def _filters() -> dict[str, Any]:
-    return {
+    environment.filters |= {
         "visible": fmt.visible,
         "excerpt": excerpt,
         "number": fmt.number,
@@ -76,6 +60,7 @@ def _filters() -> dict[str, Any]:
         "tone": lambda verdict: TONES.get(verdict, TONES["cannot tell"])[0],
         "shown_json": lambda value: excerpt(json.dumps(value, ensure_ascii=False, indent=1)),
     }
+    return environment
 
 
 def _unbroken_interval(value: Interval | None, *, signed: bool = False) -> str:
@@ -85,9 +70,8 @@ def _unbroken_interval(value: Interval | None, *, signed: bool = False) -> str:
 
 
 def excerpt(text: str) -> str:
-    """A text short enough to read, safe to show, that says how much is missing."""
-    left_out = len(text) - MAX_SHOWN
-    return fmt.visible(text) if left_out <= 0 else f"{fmt.visible(text[:MAX_SHOWN])} ... ({left_out:,} more characters)"
+    """The first MAX_SHOWN characters of a text, safe to show, and how many are missing."""
+    return fmt.visible(fmt.shortened(text, MAX_SHOWN))
 
 
 def mark(score: float | None) -> str:
@@ -97,21 +81,9 @@ def mark(score: float | None) -> str:
     return {1.0: "right", 0.0: "wrong"}.get(score, fmt.number(score))
 
 
-def _charts(report: Report) -> dict[str, Any]:
-    """Each chart for screens and for phones: the page shows one of the two."""
-    from markupsafe import Markup
-
-    from nomoat.reports.charts import NARROW, WIDE, learning_curve_chart, score_chart
-
-    charts: dict[str, str | None] = {}
-    for name, width in (("wide", WIDE), ("narrow", NARROW)):
-        charts[f"scores_{name}"] = score_chart(report, width=width) if report.rows else None
-        charts[f"curve_{name}"] = learning_curve_chart(report.learning_curve, width=width)
-    return {name: Markup(svg) if svg else None for name, svg in charts.items()}  # our own drawing, escaped where it was made
-
-
 def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
-    slowest = max((seconds for _, seconds in summary.phase_seconds(report)), default=0.0) or 1.0
+    phases = summary.phase_seconds(report)
+    slowest = max((seconds for _, seconds in phases), default=0.0) or 1.0
     return {
         "claims": _claims(report),
         "path": _shown_path(report, run_dir),
@@ -124,10 +96,7 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
         "score_notes": summary.score_notes(report),
         "below": "; ".join(f"{', '.join(names)} on {tier}" for tier, names in report.comparison.families_below_baseline.items() if names),
         "samples": [(words, [sample for sample in report.samples if sample.kind == kind]) for kind, words in KIND_WORDS.items()],
-        "phases": [
-            {"name": name, "percent": round(100 * seconds / slowest, 1), "time": fmt.duration(seconds)}
-            for name, seconds in summary.phase_seconds(report)
-        ],
+        "phases": [{"name": name, "percent": round(100 * seconds / slowest, 1), "time": fmt.duration(seconds)} for name, seconds in phases],
         "lost": summary.lost_sentences(report),
         "harness": summary.harness_notes(report),
         "data": summary.data_sentences(report),
@@ -137,17 +106,16 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
 
 
 def _claims(report: Report) -> list[dict[str, str]]:
-    """The verdict as a heading, forgetting on the same line; a symbol, so that nothing depends on colour alone."""
+    """The verdict and forgetting as one heading, with a symbol, so that nothing depends on colour alone."""
     comparison = report.comparison
     if report.status == "failed":
-        return [{"tone": "worse", "symbol": "\u2715", "word": "Failed", "rest": ""}]
+        return [_claim("failed", "Failed", "")]
     if comparison.verdict is None:
         return [_claim("cannot tell", "No verdict", "")]
-    first = _claim(comparison.verdict, comparison.verdict.capitalize(), f" on {fmt.tier_words(comparison.primary)}")
+    verdict, place = comparison.verdict, f" on {fmt.tier_words(comparison.primary)}"
     if comparison.retention_verdict != "worse" or comparison.primary == "retention":
-        return [first]
-    first["rest"] += ", but "
-    return [first, _claim("worse", "worse", f" on {fmt.tier_words('retention')}")]
+        return [_claim(verdict, verdict.capitalize(), place)]
+    return [_claim(verdict, verdict.capitalize(), f"{place}, but "), _claim("worse", "worse", f" on {fmt.tier_words('retention')}")]
 
 
 def _claim(verdict: str, word: str, rest: str) -> dict[str, str]:
@@ -163,12 +131,10 @@ def _shown_path(report: Report, run_dir: Path | None) -> str:
 
 
 def _subtitle(report: Report) -> str:
-    """Base, method and machine in one line, of what is known."""
-    rank = f"rank {report.adapter.rank}" if report.adapter.rank else None
-    stated = "trained in full (the adapter below is the whole model)" if report.adapter.method == "full" else report.adapter.method
-    method = " ".join(str(part) for part in (stated, rank) if part)
-    parts = [report.base_name, method, report.provenance.device.name]
-    line = ", ".join(str(part) for part in parts if part)
+    """Base, method and machine in one line, as far as they are known."""
+    rank = f"rank {report.adapter.rank}" if report.adapter.rank else ""
+    method = "trained in full (the adapter below is the whole model)" if report.adapter.method == "full" else report.adapter.method
+    line = ", ".join(filter(None, (report.base_name, " ".join(filter(None, (method, rank))), report.provenance.device.name)))
     note = report.provenance.base.note
     return f"{line}. {fmt.capitalised(note)}." if note else line
 
@@ -179,19 +145,15 @@ def _leaves(value: Any) -> list[tuple[str, str]]:
 
 def _extent(report: Report, tier: str) -> str:
     difference = report.comparison.tiers.get(tier)
-    found = difference or report.arms["adapter"].tiers.get(tier)
-    if found is None:
+    counts = difference or report.arms["adapter"].tiers.get(tier)
+    if counts is None:
         return ""
     detectable = difference.smallest_detectable if difference else None
     shown = "" if detectable is None else f", \u00b1{fmt.number(detectable)}"
-    return f"{fmt.plural(found.n, 'row')}, {fmt.plural(found.groups, 'group')}{shown}"
+    return f"{fmt.plural(counts.n, 'row')}, {fmt.plural(counts.groups, 'group')}{shown}"
 
 
-def _family_score(report: Report, arm: str, tier: str, name: str) -> FamilyScore | None:
-    found = report.arms[arm].tiers.get(tier)
-    return found.families.get(name) if found else None
-
-
-def _family_difference(report: Report, tier: str, name: str) -> FamilyDifference | None:
-    found = report.comparison.tiers.get(tier)
-    return found.families.get(name) if found else None
+def _family(scores: ArmScores | Comparison, tier: str, name: str) -> FamilyScore | FamilyDifference | None:
+    """The score of an arm, or the difference from the base, on one family of a tier."""
+    whole = scores.tiers.get(tier)
+    return whole.families.get(name) if whole else None

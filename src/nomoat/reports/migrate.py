@@ -1,11 +1,12 @@
 """Reports and gate files of older schema versions, brought to the present one.
 
-Version 1 (until November 2026) kept the numbers of the gate in English sentences and had two more sentences among its fields. These
-were written by one version of the program and are frozen, so the patterns below read them; nothing else reads a sentence.
+Version 1 (until November 2026) kept the numbers of the gate in English sentences and had two more sentences among its fields. They are
+frozen, so the patterns below can parse them; no other sentence is parsed.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -29,18 +30,16 @@ def migrate(report: dict[str, Any]) -> dict[str, Any]:
     """A report of any known version as one of the present version; others are returned as they are, for the schema to refuse."""
     if report.get("schema_version") != 1:
         return report
-    comparison = {key: value for key, value in report["comparison"].items() if key != "headline"}
-    arms = {name: {"tiers": {tier: _without_note(score) for tier, score in arm["tiers"].items()}} for name, arm in report["arms"].items()}
-    adapter = {**report["adapter"], "gate": migrate_gate(report["adapter"].get("gate"))}
     provenance = {key: value for key, value in report["provenance"].items() if value is not None}
-    if provenance.get("base"):
-        provenance["base"] = _with_display_name(provenance["base"])
+    if base := provenance.get("base"):
+        provenance["base"] = {"display_name": display_name_of(base["name"], base.get("file")), **base}
+    scores = {arm: record["tiers"].items() for arm, record in report["arms"].items()}
     return {
         **report,
         "schema_version": 2,
-        "comparison": comparison,
-        "arms": arms,
-        "adapter": adapter,
+        "comparison": _without(report["comparison"], "headline"),
+        "arms": {arm: {"tiers": {tier: score and _without(score, "note") for tier, score in tiers}} for arm, tiers in scores.items()},
+        "adapter": {**report["adapter"], "gate": migrate_gate(report["adapter"].get("gate"))},
         "cost": _cost(report["cost"]),
         "provenance": provenance,
     }
@@ -59,12 +58,12 @@ def _check(check: dict[str, Any]) -> dict[str, Any]:
     match = re.fullmatch(pattern, detail.removeprefix(_EXCUSED))
     numbers = dict(zip(fields, match.groups(), strict=True)) if match else {}
     values = {field: text if field == "example" else float(text) for field, text in numbers.items() if text is not None}
-    finite = {field: value for field, value in values.items() if value not in (float("inf"), float("-inf")) and value == value}
+    finite = {field: value for field, value in values.items() if isinstance(value, str) or math.isfinite(value)}
     return {"name": check["name"], "passed": check["passed"], **finite, "excused": detail.startswith(_EXCUSED)}
 
 
-def _without_note(score: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if score is None else {key: value for key, value in score.items() if key != "note"}
+def _without(record: dict[str, Any], unwanted: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != unwanted}
 
 
 def _cost(cost: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +77,3 @@ def _cost(cost: dict[str, Any]) -> dict[str, Any]:
         "usd_as_if_label": label and label.removeprefix("as if rented as "),
         "energy_note": cost["energy_note"].removeprefix("not measured: "),
     }
-
-
-def _with_display_name(base: dict[str, Any]) -> dict[str, Any]:
-    return {"display_name": display_name_of(base["name"], base.get("file")), **base}

@@ -15,12 +15,12 @@ from nomoat.config.schema import Recipe
 from nomoat.io import Record
 from nomoat.runs.costs import Cost
 from nomoat.runs.provenance import Provenance
+from nomoat.stats.intervals import Interval
+from nomoat.stats.paired import Verdict
 
 TIERS = ("values", "phrasing", "family", "retention")  # from the easiest question to the hardest
 ARMS = ("base", "few_shot", "adapter")
 OPTIONAL_ARMS = ("merged",)  # only where a recipe or `make eval ARMS=` asks for them
-Interval = tuple[float, float]
-Verdict = Literal["better", "worse", "cannot tell"]
 
 
 class CompactRow(NamedTuple):
@@ -38,25 +38,20 @@ class CompactRow(NamedTuple):
 
 
 class FamilyScore(Record):
-    """How one arm did on the rows of one family."""
+    """Scores of one arm on the rows of one family."""
 
-    n: int
-    """Rows scored; rows without a score are in `unscored` and count nowhere else."""
+    n: int  # rows scored; rows without a score are in `unscored` and count nowhere else
     groups: int
     score: float | None
-    interval: Interval | None
-    """Clustered over groups; null where there are too few rows or groups for one."""
+    interval: Interval | None  # clustered over groups; null where there are too few rows or groups for one
     unscored: int
-    unstopped: int
-    """Rows whose output ran into the token limit before the end-of-turn token."""
-    lenient: float | None
-    """Mean of the lenient score (the answer appears anywhere in the output)."""
-    bits_per_byte: float | None
-    """Bits per byte of the reference completions: comparable across tokenizers, lower is better."""
+    unstopped: int  # rows whose output ran into the token limit before the end-of-turn token
+    lenient: float | None  # mean of the lenient score (the answer appears anywhere in the output)
+    bits_per_byte: float | None  # bits per byte of the reference completions: comparable across tokenizers, lower is better
 
 
 class TierScore(FamilyScore):
-    """How one arm did on one tier: the mean over its families."""
+    """Scores of one arm on one tier: the mean over its families."""
 
     families: dict[str, FamilyScore]
 
@@ -87,10 +82,8 @@ class FamilyDifference(Record):
 
     difference: float
     interval: Interval | None
-    p_value: float | None
-    """McNemar's, which ignores that rows come in groups: shown, not used."""
-    smallest_detectable: float | None
-    """Smallest true difference these rows would show with 80 % power at two-sided 5 %."""
+    p_value: float | None  # McNemar's, which ignores that rows come in groups: shown, not used
+    smallest_detectable: float | None  # smallest true difference these rows would show with 80 % power at two-sided 5 %
     verdict: Verdict
     n: int
     groups: int
@@ -105,17 +98,13 @@ class TierDifference(FamilyDifference):
 class Comparison(Record):
     """The adapter against the untouched base, and the verdicts."""
 
-    primary: str
-    """The tier that decides `verdict`."""
+    primary: str  # the tier that decides `verdict`
     verdict: Verdict | None
     retention_verdict: Verdict | None
     tiers: dict[str, TierDifference]
-    few_shot: dict[str, TierDifference]
-    """By tier: the adapter against the base with examples in its prompt."""
-    merged: dict[str, TierDifference] = Field(default_factory=dict)
-    """By tier: the adapter against itself merged into the 16-bit base."""
-    families_below_baseline: dict[str, list[str]]
-    """By tier: families whose adapter interval does not lie above both majority and nearest row."""
+    few_shot: dict[str, TierDifference]  # by tier: the adapter against the base with examples in its prompt
+    merged: dict[str, TierDifference] = Field(default_factory=dict)  # by tier: the adapter against itself merged into the 16-bit base
+    families_below_baseline: dict[str, list[str]]  # by tier: families whose adapter interval does not lie above both baselines
 
 
 class Neutral(Record):
@@ -131,8 +120,7 @@ class Benchmark(Record):
     task: str
     metric: str
     filter: str
-    n: int | None
-    """Documents; null where the metric is not a mean over them, and then there is no interval."""
+    n: int | None  # documents; null where the metric is not a mean over them, and then there is no interval
     base: float
     adapter: float
     base_interval: Interval | None
@@ -145,12 +133,11 @@ class Benchmark(Record):
 
 
 class Harness(Record):
-    """Standard benchmarks: which, of which version, asked how, and what came out."""
+    """Standard benchmarks: tasks, versions, prompting and scores."""
 
     lm_eval: str
     chat_template: bool
-    limit: int | None
-    """Documents taken of each task; null for all."""
+    limit: int | None  # documents taken of each task; null for all
     tasks: dict[str, dict[str, Any]]
     scores: list[Benchmark]
 
@@ -158,21 +145,17 @@ class Harness(Record):
 class Check(Record):
     """One check of the trained adapter, read back from disk.
 
-    `value` is what was measured and `threshold` what it is compared with; what both are depends on `name` (format.check_words).
+    `value` was measured and is compared with `threshold`; the meaning of both depends on `name` (format.check_words).
     """
 
     name: str
     passed: bool
     value: float | None = None
     threshold: float | None = None
-    total: int | None = None
-    """The number of tensors or rows that were looked at."""
-    reload_error: float | None = None
-    """Largest difference between the logits of the adapter in memory and of the same adapter read back from disk."""
-    example: str | None = None
-    """The first tensor that failed."""
-    excused: bool = False
-    """Not met, as `eval.expect_no_gain` allows."""
+    total: int | None = None  # tensors or rows that were checked
+    reload_error: float | None = None  # largest difference between the logits of the adapter in memory and of the one read back
+    example: str | None = None  # the first tensor that failed
+    excused: bool = False  # not met, as `eval.expect_no_gain` allows
 
 
 class Gate(Record):
@@ -272,7 +255,7 @@ class Sample(Record):
 
 
 class Report(Record):
-    """The whole record of one run; the terminal, the page and every comparison are views of it."""
+    """The record of one run; the terminal, the page and every comparison are views of it."""
 
     schema_version: Literal[2]
     run: str
@@ -290,11 +273,9 @@ class Report(Record):
     leaks: Leaks | None
     learning_curve: LossCurve
     samples: list[Sample]
-    provenance: Provenance
-    """`environment.json` as the run wrote it."""
+    provenance: Provenance  # `environment.json` as the run wrote it
     rows: list[CompactRow]
-    files: dict[str, str]
-    """sha256 of each `eval/*.jsonl`, by its path inside the run directory."""
+    files: dict[str, str]  # sha256 of each `eval/*.jsonl`, by its path inside the run directory
 
     @field_serializer("recipe")
     def _portable_recipe(self, recipe: Recipe) -> dict[str, Any]:
@@ -312,5 +293,5 @@ class Report(Record):
 
     @property
     def shared(self) -> bool:
-        """Whether other work ran on the machine meanwhile, as the recipe says (hardware.shared): its times are longer than alone."""
+        """Whether other work ran on the machine meanwhile, as the recipe states (hardware.shared): times are longer than alone."""
         return self.recipe.hardware.shared

@@ -1,4 +1,4 @@
-"""Summary of a report: its figures and sentences, which the terminal and the page share, and the terminal's view of them in 80 columns."""
+"""Summary of a report: its figures and sentences, shared by the terminal and the page, and the terminal's view of them in 80 columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.text import Text
 
 from nomoat.reports import format as fmt
 from nomoat.reports.metrics import in_tier_order
-from nomoat.reports.schema import ARMS, Harness, Interval, Report
+from nomoat.reports.schema import ARMS, Benchmark, Harness, Report
 from nomoat.runs.costs import HOW_TO_STATE, WAITING
+from nomoat.stats.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def time_fact(report: Report) -> Figure:
 
 
 def money_facts(report: Report) -> list[Figure]:
-    """Rental at the stated rate or why there is none; apart from it electricity, and the price of a rented machine of this kind."""
+    """Rental at the stated rate or why there is none; separately, electricity and the rental-equivalent price."""
     cost = report.cost
     facts = [Figure("Money", fmt.money(cost.usd), cost.usd_reason + (f": {HOW_TO_STATE}" if cost.rate_unknown else ""))]
     if cost.usd_electricity is not None:
@@ -69,27 +70,17 @@ def money_facts(report: Report) -> list[Figure]:
 
 
 def energy_fact(report: Report) -> Figure:
-    """Energy, which is never 0 where it was not measured."""
+    """Energy; "not measured" is never shown as 0."""
     cost = report.cost
-    value = fmt.NOT_MEASURED if cost.energy_wh is None else f"{cost.energy_wh:.3g} Wh"
-    return Figure("Energy", value, cost.energy_note)
+    return Figure("Energy", fmt.NOT_MEASURED if cost.energy_wh is None else f"{cost.energy_wh:.3g} Wh", cost.energy_note)
 
 
-def memory_fact(report: Report) -> Figure:
-    """Peak memory of the process, and of the accelerator where there is one."""
+def spent_facts(report: Report) -> list[Figure]:
+    """Time, money, energy and peak memory."""
     cost = report.cost
     device = f", and {fmt.size(cost.peak_device_bytes)} on the accelerator" if cost.peak_device_bytes is not None else ""
-    return Figure("Peak memory", fmt.size(cost.peak_memory_bytes), f"resident memory of the process{device}")
-
-
-def tokens_facts(report: Report) -> list[Figure]:
-    """Training tokens, and tokens per second."""
-    cost = report.cost
-    tokens = Figure("Training tokens", fmt.counted(cost.tokens_seen), f"{fmt.counted(cost.tokens_trained)} of them with a label")
-    if cost.tokens_per_second is None:
-        return [tokens, Figure("Training speed", fmt.NOT_MEASURED)]
-    speed = f"{fmt.counted(cost.tokens_per_second)} tokens/s"
-    return [tokens, Figure("Training speed", speed, "over the time of optimiser steps, padding not counted")]
+    memory = Figure("Peak memory", fmt.size(cost.peak_memory_bytes), f"resident memory of the process{device}")
+    return [time_fact(report), *money_facts(report), energy_fact(report), memory]
 
 
 def adapter_fact(report: Report) -> Figure:
@@ -101,17 +92,8 @@ def adapter_fact(report: Report) -> Figure:
     return Figure("Adapter", fmt.size(adapter.bytes), base)
 
 
-def parameters_fact(report: Report) -> Figure:
-    """Trained parameters and those of the base."""
-    adapter = report.adapter
-    share = ""
-    if adapter.parameters is not None and adapter.base_parameters:
-        share = f"{100 * adapter.parameters / adapter.base_parameters:.2g} % of the base's {fmt.counted(adapter.base_parameters)}"
-    return Figure("Trained parameters", fmt.counted(adapter.parameters), share)
-
-
 def main_facts(report: Report) -> list[Figure]:
-    """The three figures next to the verdict."""
+    """The three figures next to the verdict: time, money and the adapter's size."""
     money, *others = money_facts(report)
     if report.cost.usd is None:
         known = [f"{other.name.lower()}: {other.value}" for other in others if other.value != money.value]
@@ -119,23 +101,28 @@ def main_facts(report: Report) -> list[Figure]:
     return [time_fact(report), money, adapter_fact(report)]
 
 
-def spent_facts(report: Report) -> list[Figure]:
-    """Time, money, energy and memory."""
-    return [time_fact(report), *money_facts(report), energy_fact(report), memory_fact(report)]
-
-
 def cost_facts(report: Report) -> list[Figure]:
-    """Everything the run used and made."""
-    return [*spent_facts(report), adapter_fact(report), *tokens_facts(report), parameters_fact(report)]
+    """All figures: cost, size of the adapter, training tokens and speed, trained parameters."""
+    cost, adapter = report.cost, report.adapter
+    speed, share = Figure("Training speed", fmt.NOT_MEASURED), ""
+    if cost.tokens_per_second is not None:
+        value = f"{fmt.counted(cost.tokens_per_second)} tokens/s"
+        speed = Figure("Training speed", value, "over the time of optimiser steps, padding not counted")
+    if adapter.parameters is not None and adapter.base_parameters:
+        share = f"{100 * adapter.parameters / adapter.base_parameters:.2g} % of the base's {fmt.counted(adapter.base_parameters)}"
+    return [
+        *spent_facts(report),
+        adapter_fact(report),
+        Figure("Training tokens", fmt.counted(cost.tokens_seen), f"{fmt.counted(cost.tokens_trained)} of them with a label"),
+        speed,
+        Figure("Trained parameters", fmt.counted(adapter.parameters), share),
+    ]
 
 
 def reused_sentence(report: Report) -> str | None:
-    """Results reused from an earlier run, and what they took then."""
-    reused = report.cost.reused_seconds
-    if not reused:
-        return None
-    named = ", ".join(f"{PHASE_WORDS.get(phase, phase)} ({fmt.duration(of)})" for phase, of in reused.items())
-    return f"Reused from an earlier run, not counted above: {named}."
+    """Results reused from an earlier run, and their time in it."""
+    reused = [f"{PHASE_WORDS.get(phase, phase)} ({fmt.duration(seconds)})" for phase, seconds in (report.cost.reused_seconds or {}).items()]
+    return f"Reused from an earlier run, not counted above: {', '.join(reused)}." if reused else None
 
 
 def phase_seconds(report: Report) -> list[tuple[str, float]]:
@@ -146,15 +133,15 @@ def phase_seconds(report: Report) -> list[tuple[str, float]]:
 
 
 def score_notes(report: Report) -> list[str]:
-    """Notes to the score table: single-task tiers, unscored rows, answers cut off, rows left out."""
+    """Notes to the score table: single-task tiers, unscored and truncated answers, rows left out."""
     notes = []
     if any(difference.p_value is not None for difference in report.comparison.tiers.values()):
         notes.append("p is McNemar's, which ignores that rows come in clusters: verdicts follow the intervals.")
-    for tier, found in report.arms["adapter"].tiers.items():
-        if found and len(found.families) == 1 and tier != "retention":
-            notes.append(f"{tier}: a single task ({next(iter(found.families))}); does not generalise to others.")
-    for arm, of in report.arms.items():
-        scores = [score for score in of.tiers.values() if score]
+    for tier, whole in report.arms["adapter"].tiers.items():
+        if whole and len(whole.families) == 1 and tier != "retention":
+            notes.append(f"{tier}: a single task ({next(iter(whole.families))}); does not generalise to others.")
+    for arm, by_tier in report.arms.items():
+        scores = [score for score in by_tier.tiers.values() if score]
         unscored, unstopped = sum(score.unscored for score in scores), sum(score.unstopped for score in scores)
         total = sum(score.n for score in scores) + unscored
         if unscored:
@@ -171,22 +158,23 @@ def score_notes(report: Report) -> list[str]:
 
 
 def harness_notes(report: Report) -> list[str]:
-    """How the standard benchmarks were asked."""
-    found = report.harness
-    if found is None:
+    """Version, prompting and tasks of the standard benchmarks."""
+    harness = report.harness
+    if harness is None:
         return []
-    asked = "through the base's chat template" if found.chat_template else "as plain text"
-    limit = f", the first {found.limit:,} documents of each task" if found.limit else ""
-    tasks = "; ".join(f"{name} version {of.get('version')}, {of.get('num_fewshot') or 0}-shot" for name, of in found.tasks.items())
-    return [f"lm-evaluation-harness {found.lm_eval}, {asked}{limit}; {tasks}. Which of them are in the base's training data is not known."]
+    asked = "through the base's chat template" if harness.chat_template else "as plain text"
+    limit = f", the first {harness.limit:,} documents of each task" if harness.limit else ""
+    tasks = "; ".join(f"{name} version {task.get('version')}, {task.get('num_fewshot') or 0}-shot" for name, task in harness.tasks.items())
+    return [
+        f"lm-evaluation-harness {harness.lm_eval}, {asked}{limit}; {tasks}. Which of them are in the base's training data is not known."
+    ]
 
 
 def _merged(tier: str, report: Report) -> str:
     """The effect of merging into 16 bits on a tier's score."""
-    change = report.comparison.merged[tier]
-    found = report.arms["merged"].tiers[tier]
-    score = fmt.number(found.score) if found else "-"
-    return f"Merged into the 16-bit base, {tier}: {score}; the adapter minus that: {fmt.change(change)}, {change.verdict}."
+    difference, merged = report.comparison.merged[tier], report.arms["merged"].tiers[tier]
+    score = fmt.number(merged.score if merged else None)
+    return f"Merged into the 16-bit base, {tier}: {score}; the adapter minus that: {fmt.change(difference)}, {difference.verdict}."
 
 
 def lost_sentences(report: Report) -> list[str]:
@@ -220,22 +208,22 @@ def _neutral(report: Report) -> str:
 
 def data_sentences(report: Report) -> list[str]:
     """Rows trained on, packing, and the result of the contamination check."""
-    data, found = report.data, []
+    data, sentences = report.data, []
     if data.train:
         dropped = f", {len(data.train.dropped)} dropped because they do not fit" if data.train.dropped else ", none dropped"
         tokens = f" ({fmt.counted(data.train.tokens)} tokens)" if data.train.tokens is not None else ""
-        found.append(f"Trained on {data.train.rows:,} rows{tokens}{dropped}.")
+        sentences.append(f"Trained on {data.train.rows:,} rows{tokens}{dropped}.")
     if data.packing:
-        found.append(f"Rows were {'packed' if data.packing.packed else 'not packed'}: {data.packing.reason}.")
+        sentences.append(f"Rows were {'packed' if data.packing.packed else 'not packed'}: {data.packing.reason}.")
     if report.leaks:
         kinds = f"{report.leaks.exact} exact, {report.leaks.masked} with slots masked, {report.leaks.ngram} sharing 13 words"
-        found.append(f"Contamination: held-out prompts found in training rows: {kinds}.")
+        sentences.append(f"Contamination: held-out prompts found in training rows: {kinds}.")
     else:
-        found.append("Contamination was not checked.")
+        sentences.append("Contamination was not checked.")
     decoding = report.provenance.decoding
     answers = f"; answers: {decoding.method}, in {decoding.dtype}" if decoding else ""
-    found.append(f"Kernels: {report.provenance.kernels}{answers}.")
-    return found
+    sentences.append(f"Kernels: {report.provenance.kernels}{answers}.")
+    return sentences
 
 
 # The terminal's view
@@ -246,11 +234,14 @@ STYLES = {"better": "bold green", "worse": "bold red", "cannot tell": "bold yell
 def print_summary(report: Report, console: Console, *, where: str | None = None) -> None:
     """Print the result of a run; `where` is the path of its report.html, printed last."""
     console.print()
+    style = STYLES["worse"] if report.status == "failed" else STYLES.get(report.comparison.verdict or "", "bold")
     for sentence in fmt.headline(report):
-        console.print(Text(fmt.visible(sentence), style=_style(report)))
+        console.print(Text(fmt.visible(sentence), style=style))
     if report.baselines:
         _print_blocks(console, _score_table(report), _baseline_table(report))
-        _print_blocks(console, *(score_notes(report) + _below(report)), apart=False)
+        below = report.comparison.families_below_baseline
+        below_notes = [f"not above its baselines on {tier}: {', '.join(names)}." for tier, names in below.items() if names]
+        _print_blocks(console, *score_notes(report), *below_notes, apart=False)
     if report.harness:
         _print_blocks(console, _benchmark_table(report.harness), *harness_notes(report))
     _print_blocks(console, *lost_sentences(report), apart=False)
@@ -261,85 +252,82 @@ def print_summary(report: Report, console: Console, *, where: str | None = None)
         console.print(f"\nreport: {where}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _style(report: Report) -> str:
-    if report.status == "failed":
-        return STYLES["worse"]
-    return STYLES.get(report.comparison.verdict or "", "bold")
-
-
 def _score_table(report: Report) -> Table:
     """Score above interval for each arm, so that all arms fit into 80 columns."""
-    table = _table("tier", "base", "few-shot", "adapter", "difference", "verdict")
+    shown = table("tier", "base", "few-shot", "adapter", "difference", "verdict")
     for tier in in_tier_order(set(report.baselines)):
         difference = report.comparison.tiers.get(tier)
         adapter = report.arms["adapter"].tiers.get(tier)
         verdict = difference.verdict if difference else "-"
-        table.add_row(
+        shown.add_row(
             Text.assemble(fmt.visible(tier), (f"\n{adapter.n} in {adapter.groups}" if adapter else "", "dim")),
-            *(_score_cell(found.score, found.interval) if (found := report.arms[arm].tiers.get(tier)) else Text("-") for arm in ARMS),
-            _score_cell(difference.difference, difference.interval, signed=True) if difference else Text("-"),
+            *(score_cell(score.score, score.interval) if (score := report.arms[arm].tiers.get(tier)) else Text("-") for arm in ARMS),
+            score_cell(difference.difference, difference.interval, signed=True) if difference else Text("-"),
             Text.assemble((verdict, STYLES.get(verdict, "")), (f"\n{fmt.p_value(difference.p_value)}" if difference else "", "dim")),
         )
-    return table
+    return shown
 
 
-def _score_cell(value: float | None, bounds: Interval | None, *, signed: bool = False) -> Text:
+def score_cell(value: float | None, bounds: Interval | None, *, signed: bool = False) -> Text:
+    """A score or difference above its interval, `-` where it was not measured."""
     if value is None:
         return Text("-")
     return Text.assemble(fmt.number(value, signed=signed), ("\n" + fmt.interval(bounds, signed=signed), "dim"))
 
 
 def _baseline_table(report: Report) -> Table:
-    table = _table("to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot")
+    shown = table("to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot")
     for tier, baseline in report.baselines.items():
         values = (baseline.majority, baseline.nearest_row, baseline.lenient_base, baseline.lenient_adapter)
         few_shot = report.comparison.few_shot.get(tier)
         gain = fmt.number(few_shot.difference, signed=True) if few_shot else "-"
-        table.add_row(fmt.visible(tier), *(fmt.number(value) for value in values), gain)
-    return table
-
-
-def _benchmark_table(found: Harness) -> Table:
-    table = _table("benchmark", "base", "adapter", "difference", "verdict")
-    for score in found.scores:
-        table.add_row(
-            Text.assemble(fmt.visible(f"{score.task} {fmt.metric(score)}"), (f"\n{score.n} documents" if score.n else "", "dim")),
-            _score_cell(score.base, score.base_interval),
-            _score_cell(score.adapter, score.adapter_interval),
-            _score_cell(score.difference, score.interval, signed=True),
-            Text(score.verdict, style=STYLES.get(score.verdict, "")),
-        )
-    return table
-
-
-def _below(report: Report) -> list[str]:
-    below = report.comparison.families_below_baseline
-    return [f"not above its baselines on {tier}: {', '.join(names)}." for tier, names in below.items() if names]
-
-
-def _fact_table(report: Report) -> Table:
-    table = _grid()
-    for fact in [*spent_facts(report), adapter_fact(report)]:
-        table.add_row(fact.name, Text(fact.value, style="bold"), Text(fmt.visible(fact.more), style="dim"))
-    return table
-
-
-def _phase_table(report: Report) -> Table:
-    table = _grid()
-    total = report.cost.seconds or 1.0
-    for name, seconds in phase_seconds(report):
-        table.add_row(fmt.visible(name), fmt.duration(seconds), Text("\u2588" * round(24 * seconds / total), style="blue"))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
+        shown.add_row(fmt.visible(tier), *(fmt.number(value) for value in values), gain)
     return shown
 
 
-def _grid() -> Table:
+def _benchmark_table(harness: Harness) -> Table:
+    shown = table("benchmark", "base", "adapter", "difference", "verdict")
+    for score in harness.scores:
+        shown.add_row(
+            benchmark_name(score),
+            score_cell(score.base, score.base_interval),
+            score_cell(score.adapter, score.adapter_interval),
+            score_cell(score.difference, score.interval, signed=True),
+            Text(score.verdict, style=STYLES.get(score.verdict, "")),
+        )
+    return shown
+
+
+def benchmark_name(score: Benchmark) -> Text:
+    """Task and metric above the number of documents."""
+    return Text.assemble(fmt.visible(f"{score.task} {fmt.metric(score)}"), (f"\n{score.n} documents" if score.n else "", "dim"))
+
+
+def _fact_table(report: Report) -> Table:
+    shown = grid()
+    for fact in [*spent_facts(report), adapter_fact(report)]:
+        shown.add_row(fact.name, Text(fact.value, style="bold"), Text(fmt.visible(fact.more), style="dim"))
+    return shown
+
+
+def _phase_table(report: Report) -> Table:
+    shown = grid()
+    total = report.cost.seconds or 1.0
+    for name, seconds in phase_seconds(report):
+        shown.add_row(fmt.visible(name), fmt.duration(seconds), Text("\u2588" * round(24 * seconds / total), style="blue"))
+    return shown
+
+
+def table(*columns: str) -> Table:
+    """An empty table without lines: names in the first column, numbers in the others."""
+    empty = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        empty.add_column(Text(fmt.visible(column)), justify="left" if index == 0 else "right")
+    return empty
+
+
+def grid() -> Table:
+    """An empty table without lines and header."""
     return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
 
 

@@ -264,7 +264,7 @@ class MetricsCallback(TrainerCallback):
         self._facts = self._validation = ""
 
     def resume(self, step: int) -> None:
-        """Drop the lines after `step`, the one of the checkpoint, and continue the sums of its line."""
+        """Drop the lines after the `step` of the checkpoint and continue its sums."""
         kept = [line for line in read_jsonl(self.path) if line["step"] <= step]
         write_jsonl(self.path, kept)
         last: dict[str, float] = next((line for line in reversed(kept) if "loss" in line), {})
