@@ -227,11 +227,11 @@ def test_the_readmes_figures_are_those_of_the_published_run() -> None:
 def test_the_memo_is_told_as_it_was_judged() -> None:
     counts = Counter(claim["verdict"] for claim in json.loads((ROOT / "recipes" / "memo" / "memo.json").read_text())["claims"])
     held, failed = counts["held"], counts["failed"]
-    assert f"of its {counts.total()} claims, {held} held and {failed} failed" in README.read_text()
+    assert f"of its {counts.total()} claims, {held} are supported and {failed} refuted" in README.read_text()
     page = (ROOT / "docs" / "memo.md").read_text()
     assert (
-        f"Of the memo's {counts.total()} claims, {held} held, {failed} failed, {counts['cannot tell']} are inconclusive, "
-        f"{counts['out of reach']} are not testable"
+        f"Of the memo's {counts.total()} claims, {held} are supported, {failed} refuted, {counts['cannot tell']} inconclusive "
+        f"and {counts['out of reach']} not testable"
     ) in page
     for claim in yaml.safe_load((ROOT / "recipes" / "memo" / "claims.yaml").read_text()):
         left_out = claim.get("leaves_out") or claim["out_of_reach"]
