@@ -50,14 +50,7 @@ class LoadedModels:
 
 
 def load_models(
-    files: BaseFiles,
-    adapter: Path,
-    *,
-    precision: str,
-    device: str,
-    template: ChatTemplate,
-    probe: Sequence[Request],
-    kernels: str = "auto",
+    files: BaseFiles, adapter: Path, *, precision: str, device: str, template: ChatTemplate, probe: Sequence[Request], kernels: str = "auto"
 ) -> LoadedModels:
     """Base and adapter in `precision` on `device`, ready to answer.
 

@@ -19,6 +19,9 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "nomoat_varlen"  # in transformers' registry of attention implementations
 DROPOUTS = ("attention_dropout", "attn_pdrop")  # names in configurations; active in training only, so that no check in eval mode notices
@@ -30,9 +33,6 @@ UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")  # argumen
 
 def enable_varlen_attention(model: Any) -> bool:
     """Switch `model` over, if it uses transformers' attention interface and has no dropout in its attention; returns whether it did."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     passes_arguments = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
     has_dropout = any(getattr(model.config.get_text_config(), name, 0) for name in DROPOUTS)
     if has_dropout or not passes_arguments or _implementation(model) != "sdpa":
@@ -68,8 +68,6 @@ def layout_arguments(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 def varlen_attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> tuple[Any, None]:
     """transformers' attention interface: within examples where the batch brings its layout, otherwise the stock path."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     layout = options.pop("packed_layout", None)
     supported = not options.get("dropout") and all(options.get(name) is None for name in UNSUPPORTED)
     if layout is not None and not supported and (layout.prefix or isinstance(layout, SuffixLayout)):

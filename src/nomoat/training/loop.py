@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch.optim import AdamW
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from nomoat.cli import ProgressBar
 from nomoat.config.schema import Recipe
@@ -134,8 +135,6 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
 
 def check_trackers(names: Sequence[str]) -> None:
     """NomoatError unless transformers knows each tracker of `train.report_to` and the package behind it is installed."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise NomoatError(f"train.report_to: {name!r} is not a tracker{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 TOLERANCE = 1e-4  # logits computed in two ways must agree to this, relative to the largest, in float32
 
 Pack = tuple[int, ...]
@@ -85,9 +88,6 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 def two_layer_copy(model: Any) -> Any:
     """A float32 CPU model of the same class and attention with the weights of the first two layers; random ones where quantised."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = with_layers(model.config, 2)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
