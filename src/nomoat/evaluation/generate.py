@@ -54,7 +54,7 @@ class Generator:
     def __init__(self, model: Any, template: ChatTemplate, *, max_new_tokens: int, draft: bool = True) -> None:
         self.model, self.template, self.max_new_tokens, self.draft = model, template, max_new_tokens, draft
 
-    def answer(self, batch: Sequence[Request], on_token: Callable[[int], None] | None = None) -> tuple[list[Completion], list[float]]:
+    def answer(self, batch: Sequence[Request], on_token: Callable[[int], None] = lambda _: None) -> tuple[list[Completion], list[float]]:
         """Greedy answers and the log-likelihood (nats) of each reference, in the order of `batch`.
 
         `on_token` receives the token ids of the first request as they are decoded (for streaming).
@@ -86,14 +86,13 @@ class Generator:
         logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=size + 1).logits[0, :-1].float()
         return float(logits.log_softmax(-1).gather(1, ids[0, -size:, None]).sum())
 
-    def _decode(self, start: Prefill, on_token: Callable[[int], None] | None) -> list[Completion]:
+    def _decode(self, start: Prefill, on_token: Callable[[int], None]) -> list[Completion]:
         cache, mask, logits = start.cache, start.mask, start.logits
         outputs = [list(ids) for ids in start.accepted]
         stopped = [False] * len(outputs)
         alive = list(range(len(outputs)))  # the requests still in the batch
-        if on_token is not None:
-            for token in outputs[0]:
-                on_token(token)
+        for token in outputs[0]:
+            on_token(token)
         while True:
             chosen = logits.argmax(-1).tolist()
             unfinished = []
@@ -104,7 +103,7 @@ class Generator:
                 if stopped[number] or room <= 0:
                     continue
                 outputs[number].append(token)
-                if number == 0 and on_token is not None:
+                if number == 0:
                     on_token(token)
                 if room > 1:
                     unfinished.append(place)

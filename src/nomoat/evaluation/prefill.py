@@ -55,14 +55,10 @@ def forward(model: Any, ids: Any, mask: Any, cache: Any, **options: Any) -> Any:
 
     `mask` (batch, cached and new tokens) is 0 for padding; `cache` is extended.
     """
-    if _takes_positions(model):
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" in inspect.signature(inner.forward).parameters:
         options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp(min=0)
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options).logits
-
-
-def _takes_positions(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "position_ids" in inspect.signature(inner.forward).parameters
 
 
 def prefill_padded(model: Any, batch: Sequence[Request], *, pad_id: int, limit: int) -> Prefill:
@@ -112,8 +108,8 @@ def prefill_packed(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
     kept = [len(request.prompt) - prefix + count for request, count in zip(batch, drafts.counts, strict=True)]
     places, mask = layout.align_right(kept, device)
     places = pad(places, (0, SPARE))
-    for layer in _layers(cache):
-        layer.reindex(lambda states: _unpack(states, places))
+    for layer in _layers(cache):  # (1, heads, tokens, size) -> (batch, heads, longest, size)
+        layer.reindex(lambda states: states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1).contiguous())
     return drafts.prefill(cache, mask)
 
 
@@ -211,12 +207,6 @@ def _align_right(mask: Any, kept: Any) -> tuple[Any, Any]:
     source = torch.arange(prompt + most, device=mask.device)[None, :] - (most - kept)[:, None]
     full = torch.cat([mask, torch.ones((batch, most), dtype=mask.dtype, device=mask.device)], dim=1)
     return source.clamp(min=0), torch.where(source >= 0, full.gather(1, source.clamp(min=0)), 0)
-
-
-def _unpack(states: Any, places: Any) -> Any:
-    """(1, heads, tokens, size) -> (batch, heads, longest, size): each sequence takes the tokens at `places` (batch, longest)."""
-    batch, longest = places.shape
-    return states[0].index_select(1, places.flatten()).unflatten(1, (batch, longest)).transpose(0, 1).contiguous()
 
 
 def _layers(cache: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save, save_file
@@ -41,9 +42,6 @@ class AdapterSize:
     parameters: int
     base_parameters: int
     modules: int
-
-
-# attach
 
 
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
@@ -79,9 +77,6 @@ def _checked_targets(model: Any, lora: Lora) -> str | list[str]:
         if target not in linear:
             raise NomoatError(f"lora.targets: {target!r} is not a linear module of this base{did_you_mean(target, sorted(linear))}")
     return list(lora.targets)
-
-
-# the trained tensors
 
 
 def has_adapter(model: Any) -> bool:
@@ -123,9 +118,6 @@ def adapter_size(model: Any) -> AdapterSize:
     tensors = adapter_tensors(model)
     trained, total = sum(tensor.numel() for tensor in tensors.values()), model.get_nb_trainable_parameters()[1]
     return AdapterSize(trained, total - trained, sum(".lora_A." in name for name in tensors))
-
-
-# save
 
 
 def save_adapter(model: Any, folder: Path, files: BaseFiles, *, start: dict[str, Any] | None = None) -> None:
@@ -176,9 +168,6 @@ def as_plain_lora(tensors: dict[str, Any], start: dict[str, Any]) -> dict[str, A
     return joined
 
 
-# load
-
-
 def weights_of(folder: Path) -> Path:
     """The weights file of `folder`: a whole model's if there is one, otherwise an adapter's, whether it exists or not."""
     whole = folder / MODEL_WEIGHTS
@@ -200,7 +189,8 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 
 
 def restore_adapter(model: Any, folder: Path) -> None:
-    """Put the weights saved in `folder` into what `model` trains."""
+    """Put the weights saved in `folder` into what `model` trains; NomoatError unless every tensor has its counterpart."""
+    check_tensor_shapes(model, folder)
     if has_adapter(model):
         set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     else:
@@ -220,9 +210,6 @@ def check_tensor_shapes(model: Any, folder: Path) -> int:
             f"shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
         )
     return len(saved)
-
-
-# warm start (lora.start)
 
 
 def warm_start_folder(lora: Lora, files: BaseFiles) -> Path | None:
@@ -256,15 +243,6 @@ def method_of(config: dict[str, Any]) -> Literal["lora", "rslora", "dora"]:
     return "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
 
 
-def init_from_adapter(model: Any, folder: Path) -> None:
-    """Put the weights of `folder` into the fresh adapter; NomoatError unless every tensor has its counterpart."""
-    check_tensor_shapes(model, folder)
-    restore_adapter(model, folder)
-
-
-# describe
-
-
 def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> AdapterFacts:
     """The adapter block of a report."""
     whole = lora.method == FULL
@@ -285,39 +263,12 @@ def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> No
     """What a recipient of only this folder needs: the tokenizer with its chat template, how to load it, and the base's notice."""
     tokenizer.save_pretrained(folder)
     whole = weights_of(folder).name == MODEL_WEIGHTS
-    write_atomically(folder / "README.md", _model_card(files, whole))
+    templates = Environment(
+        loader=PackageLoader("nomoat", "models/templates"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    card = templates.get_template("model_card.md.j2").render(base=files, whole=whole)
+    write_atomically(folder / "README.md", card)
     if files.identity.get("notice"):
         made = "a model, made by training that base" if whole else "a LoRA adapter, made by training on that base"
         notice, terms = files.identity["notice"], files.identity["terms"]
         write_atomically(folder / "NOTICE", f"{notice}\n\nTerms: {terms}\nThe files in this folder are {made}.\n")
-
-
-LOAD_ADAPTER = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("PATH_OR_ID_OF_THE_BASE")
-model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()"""
-LOAD_MODEL = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER").eval()"""
-
-
-def _model_card(files: BaseFiles, whole: bool) -> str:
-    note = files.identity.get("note")
-    return f"""---
-library_name: {"transformers" if whole else "peft"}
-base_model: {files.name}
----
-# {"A model fine-tuned in full" if whole else "A LoRA adapter made"} with nomoat
-
-Base: `{files.name}`{f" at revision `{files.revision}`" if files.revision else ""}.
-{f"The base: {note}." if note else ""}
-
-```python
-{LOAD_MODEL if whole else LOAD_ADAPTER}
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-```
-The report of the run that made it has its scores, its cost and the checksum of its weights.
-"""

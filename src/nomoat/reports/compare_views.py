@@ -62,12 +62,12 @@ def _score_table(runs: RunComparison) -> Table:
     rows = []
     for letter, report in zip(runs.letters, runs.reports, strict=True):
         scores = [report.arms[ARM].tiers.get(tier) for tier in runs.tiers]
-        rows.append([letter, *(_cell(runs, score.score, score.interval) if score else Text("-") for score in scores)])
+        rows.append([Text(letter), *(_cell(runs, score.score, score.interval) if score else Text("-") for score in scores)])
     return table(["", *runs.tiers], rows)
 
 
 def _difference_table(runs: RunComparison) -> Table:
-    rows = []
+    rows: list[list[str | Text]] = []
     for letter, by_tier in zip(runs.letters, runs.differences, strict=True):
         changes = [by_tier.get(tier) for tier in runs.tiers]
         rows.append(
@@ -105,7 +105,9 @@ def _labelled(runs: RunComparison, cell: Text) -> Text:
 
 def _cost_table(runs: RunComparison) -> Table:
     costs = [_cost_values(report) for report in runs.reports]
-    rows = [[letter, *(_labelled(runs, Text(value)) for value in cost.values())] for letter, cost in zip(runs.letters, costs, strict=True)]
+    rows = [
+        [Text(letter), *(_labelled(runs, Text(value)) for value in cost.values())] for letter, cost in zip(runs.letters, costs, strict=True)
+    ]
     return table(["", *costs[0]], rows)
 
 

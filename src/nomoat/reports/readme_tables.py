@@ -146,8 +146,8 @@ def precision_table(folder: Path, reference: str = "bfloat16") -> str:
     """
     names = [reference, *sorted(path.stem for path in folder.glob("*.json") if path.stem != reference)]
     runs = compare([read_report(folder / f"{name}.json") for name in names])
-    differences = ({}, *runs.differences[1:])
-    rows = [[name, *_judged_cells(*pair)] for name, *pair in zip(names, runs.reports, differences, strict=True)]
+    differences: tuple[dict[str, TierDifference], ...] = ({}, *runs.differences[1:])  # none of the reference from itself
+    rows = [[name, *_judged_cells(report, lost)] for name, report, lost in zip(names, runs.reports, differences, strict=True)]
     return fmt.markdown_table(["base in", *_judged_head(f", minus {reference}")], rows)
 
 
