@@ -122,7 +122,7 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
         save_steps=max(1, -(-steps // train.checkpoints)),
         logging_strategy="steps",
         logging_steps=1,
-        eval_strategy="no",  # MetricsCallback asks for an evaluation at the points of the learning curve
+        eval_strategy="no",  # RunCallback asks for an evaluation at the points of the learning curve
         use_cpu=device == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
