@@ -78,9 +78,7 @@ def build_report(run_dir: Path) -> Report:
         created=provenance.created,
         status=_status(gate),
         recipe=recipe,
-        arms=computed.arms,
-        baselines=computed.baselines,
-        comparison=computed.comparison,
+        **vars(computed),  # arms, baselines and comparison
         neutral=_optional(Neutral, run_dir / "eval" / "neutral.json"),
         harness=read_harness(run_dir),
         cost=run_cost(run_dir, provenance),
