@@ -68,7 +68,8 @@ def make_plan(recipe: Recipe, root: Path) -> Plan:
     scoring = scoring_precision(precision, device)
     files, notes = fetch_configuration(recipe.base)
     base = OpenBase(device=device, precision=precision, scoring_precision=scoring, files=files, fetch_seconds=0.0)
-    spec = ModelSpec(recipe=recipe, config=AutoConfig.from_pretrained(files.folder, local_files_only=True), base=base)
+    config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    spec = ModelSpec(recipe=recipe, config=config, base=base)
     work = plan_workload(recipe, root, files, spec.config, device.kind)
     phases: dict[str, Memory] = {}
     try:

@@ -93,7 +93,7 @@ def two_layer_copy(model: Any) -> Any:
         del config.quantization_config
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     weights, expected = model.state_dict(), small.state_dict()
     kept = [
         name for name, value in weights.items() if name in expected and value.shape == expected[name].shape and value.is_floating_point()
