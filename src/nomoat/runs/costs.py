@@ -16,6 +16,13 @@ from nomoat.config.schema import AsIfRented, ElectricityRate, RentalRate
 from nomoat.io import Record, canonical_json
 
 Rate = RentalRate | ElectricityRate
+SegmentRecord = Mapping[str, Any]
+UNMETERED = ("start", "fetch")  # over before a counter could be read
+WAITING = 0.05  # share of waiting from which a run did not have its cores to itself; measured shares: recipes/LOG.md
+ENERGY_SCOPE = {
+    "nvml": "the GPU only, by its own counter (NVML)",
+    "rapl": "the machine's processors and their memory, by their own counters (RAPL)",
+}
 HOW_TO_STATE = (
     "state one in the recipe, as in hardware.rate: {usd_per_hour: 0.60, source: where it is from, date: 2026-03-10} "
     "or hardware.rate: {watts: 65, usd_per_kwh: 0.17}"
@@ -69,15 +76,6 @@ def _price_list() -> tuple[ListedPrice, ...]:
 
     text = resources.files("nomoat.runs").joinpath("prices.yaml").read_text(encoding="utf-8")
     return TypeAdapter(tuple[ListedPrice, ...]).validate_python(tuple(yaml.safe_load(text)))
-
-
-SegmentRecord = Mapping[str, Any]
-UNMETERED = ("start", "fetch")  # over before a counter could be read
-WAITING = 0.05  # share of waiting from which a run did not have its cores to itself; measured shares: recipes/LOG.md
-ENERGY_SCOPE = {
-    "nvml": "the GPU only, by its own counter (NVML)",
-    "rapl": "the machine's processors and their memory, by their own counters (RAPL)",
-}
 
 
 class Cost(Record):

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nomoat.cli import repeating
 from nomoat.io import canonical_json, read_json, read_jsonl, write_atomically, write_json
 from nomoat.runs.costs import total_cost
 from nomoat.runs.meters import CoreMeter, EnergyMeter, MemoryMeter, energy_meter
@@ -107,15 +108,18 @@ class Ledger:
         if self._is_open:
             raise RuntimeError("a segment is open already: overlapping work would be counted twice")
         segment = Segment(self._facts(phase), self._energy, self._memory)
-        self._is_open = True
-        stop, beat = self._start_heartbeat(segment)
-        status = "failed"
+        write_json(self._heartbeat, segment.record("open"))
+
+        def beat() -> None:
+            with suppress(OSError):  # such as a full disk: the end of the segment fails on it too, with a message
+                write_json(self._heartbeat, segment.record("open"))
+
+        self._is_open, status = True, "failed"
         try:
-            yield segment
+            with repeating(beat, self._heartbeat_seconds):
+                yield segment
             status = "done"
         finally:
-            stop.set()
-            beat.join()
             self._is_open = False
             self._close(segment.record(status))
 
@@ -147,19 +151,6 @@ class Ledger:
             "hardware": self.hardware,
             "pid": os.getpid(),
         }
-
-    def _start_heartbeat(self, segment: Segment) -> tuple[threading.Event, threading.Thread]:
-        stop = threading.Event()
-        write_json(self._heartbeat, segment.record("open"))
-
-        def beat() -> None:
-            while not stop.wait(self._heartbeat_seconds):
-                with suppress(OSError):  # such as a full disk: the end of the segment fails on it too, with a message
-                    write_json(self._heartbeat, segment.record("open"))
-
-        thread = threading.Thread(target=beat, name="ledger-heartbeat", daemon=True)
-        thread.start()
-        return stop, thread
 
     def _close(self, record: SegmentRecord) -> None:
         """Write the heartbeat, append the line, remove the heartbeat: killed anywhere in between, recovery leaves the line exactly once."""

@@ -161,8 +161,7 @@ def claims_sha256(root: Path) -> str | None:
 
 def _as_it_stood(claim: dict[str, Any]) -> dict[str, Any]:
     """The claim's hashed fields with their defaults: the hash is that of the table in its first form."""
-    defaults = {"limits": {}, "runs": [], "leaves_out": "", "out_of_reach": ""}
-    stated = {**defaults, **claim}
+    stated = {"limits": {}, "runs": [], "leaves_out": "", "out_of_reach": "", **claim}
     before = stated.pop("looked_at", None)
     return stated if before is None else {**stated, "limits": before}
 
