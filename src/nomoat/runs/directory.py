@@ -168,8 +168,7 @@ def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between a run's first part and the process that would resume it, in words."""
-    before, after = ({key: facts.get(key) for key in MUST_AGREE if key in now} for facts in (then, now))
-    before, after = _flat(before), _flat(after)
+    before, after = (_flat({key: facts.get(key) for key in MUST_AGREE if key in now}) for facts in (then, now))
     keys = sorted((before.keys() | after.keys()) - {"device.memory_bytes"})  # which may change a little with a restart
     return [f"{key} was {before.get(key)}, is {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
