@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -140,17 +140,22 @@ class ProgressBar:
             self._progress.stop()
 
 
-@contextmanager
-def still_working(title: str, console: Console, *, every: float = MINUTE) -> Iterator[None]:
+def still_working(title: str, console: Console, *, every: float = MINUTE) -> AbstractContextManager[None]:
     """A line per minute while the block runs, for work that has no steps to count."""
-    done = threading.Event()
     began = time.monotonic()
+    return repeating(lambda: console.print(f"{title}: {time.monotonic() - began:.0f} s so far", highlight=False), every)
 
-    def report() -> None:
+
+@contextmanager
+def repeating(action: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `action` in a thread, every so many seconds while the block runs."""
+    done = threading.Event()
+
+    def repeat() -> None:
         while not done.wait(every):
-            console.print(f"{title}: {time.monotonic() - began:.0f} s so far", highlight=False)
+            action()
 
-    thread = threading.Thread(target=report, name="still-working", daemon=True)
+    thread = threading.Thread(target=repeat, name="repeating", daemon=True)
     thread.start()
     try:
         yield

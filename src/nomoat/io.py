@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nomoat.errors import NomoatError
 
+Model = TypeVar("Model", bound=BaseModel)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -23,6 +24,17 @@ class Record(BaseModel):
     """A frozen part of a file that a run writes: an unknown key, NaN or infinity is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def validated(model: type[Model], value: Any, where: str) -> Model:
+    """`value`, or the JSON in bytes, as `model`. Raises NomoatError, which names the file and the field, for a wrong shape."""
+    try:
+        return model.model_validate_json(value) if isinstance(value, bytes) else model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        seen = f"{first['msg']}; saw {repr(first['input'])[:60]}"
+        raise NomoatError(f"{where}: {place}: {seen}; it was edited, or written by another version of nomoat") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

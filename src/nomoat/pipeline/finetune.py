@@ -181,7 +181,7 @@ class FineTuneRun:
             device=spec.base.device.kind,
             learning_rate=trainee.learning_rate,
             validation_bytes=data.tokenized.validation_bytes,
-            usd_per_second=None if rate is None else costs.usd_per_second(rate),
+            usd_per_second=None if rate is None else costs.usd_for(1, rate),
             mixed=spec.in_full and spec.base.precision == "bfloat16",
         )
         adapter = self.folder / "adapter"

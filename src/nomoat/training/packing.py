@@ -92,7 +92,7 @@ def two_layer_copy(model: Any) -> Any:
         del config.quantization_config
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     weights, expected = model.state_dict(), small.state_dict()
     shared = weights.keys() & expected.keys()
     kept = [name for name in shared if weights[name].shape == expected[name].shape and weights[name].is_floating_point()]
