@@ -31,9 +31,6 @@ LINES = 10  # of progress where there is no terminal to draw on
 MINUTE = 60.0  # the longest silence, in seconds
 
 
-# Arguments
-
-
 def script_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help is the script's own docstring."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,9 +43,6 @@ def recipe_parser(doc: str | None, *, default: Path | None = None) -> argparse.A
     parser.add_argument("recipe", type=Path, nargs="?" if default else None, default=default, help=f"a recipe, such as {example}")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as train.learning_rate=5e-4")
     return parser
-
-
-# Exit codes
 
 
 def explain(error: BaseException) -> str | None:
@@ -101,9 +95,6 @@ def configure_logging() -> None:
     if imported is not None:
         imported.set_verbosity_error()
         imported.disable_progress_bar()
-
-
-# Progress
 
 
 class ProgressBar:

@@ -37,9 +37,6 @@ class Problem(str):
 Records = Iterable[tuple[int, Any]]  # line number (or number of the record) and a record or Problem
 
 
-# files
-
-
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
     """(line, record or Problem) for each record of a .jsonl, .csv or .parquet file; NomoatError if it is none of these."""
     readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}
@@ -116,9 +113,6 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
 def _without_nulls(value: Any) -> Any:
     """Parquet gives every record every field; a null one counts as missing."""
     return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-# column maps
 
 
 def map_columns(records: Records, columns: Columns | None, where: Mapping[str, Any] | None = None) -> Records:
@@ -226,9 +220,6 @@ def _first_exchanges_of_trees(records: Records, tree: Tree) -> Iterator[tuple[in
         if name in answers:
             row = {"id": str(name), "prompt": text, "completion": answers[name][1]}
             yield line, {key: value for key, value in row.items() if value and value.strip()}  # a deleted message has no text
-
-
-# hub tables
 
 
 def read_hub_table(data: Data) -> tuple[Any, str | None]:

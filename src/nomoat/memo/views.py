@@ -77,9 +77,6 @@ def _number(number: float | None, unit: str) -> str:
     return {"s": fmt.duration(number), "bytes": fmt.size(round(number)), "USD": fmt.money(number)}.get(unit, plain)
 
 
-# Tables of the READMEs, in Markdown
-
-
 def readme_block(verdict: MemoVerdict) -> str:
     """One line per claim: its verdict, its words, and the first value that decides it."""
     lines = ["| | verdict | the memo's words | measured |", "|---|---|---|---|"]
@@ -104,9 +101,6 @@ def minutes_block(verdict: MemoVerdict) -> str:
 def _range(seconds: Iterable[float | None]) -> str:
     known = sorted(value for value in seconds if value is not None)
     return " to ".join(dict.fromkeys(map(fmt.duration, (known[0], known[-1])))) if known else "-"
-
-
-# The page
 
 
 def render_memo(verdict: MemoVerdict, literature: Sequence[dict[str, Any]]) -> str:
