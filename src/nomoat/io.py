@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nomoat.errors import NomoatError
+from nomoat.errors import NomoatError, first_line
 
 Model = TypeVar("Model", bound=BaseModel)
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Record(BaseModel):
@@ -81,7 +81,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
 def escape_surrogates(text: str) -> str:
     """JSON text with lone surrogates escaped: UTF-8 cannot encode them."""
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def canonical_json(value: Any) -> str:
@@ -118,8 +118,7 @@ def fetch_from_hub(what: str, repository: str, revision: str, patterns: Sequence
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise NomoatError(
-            f"{what} at {revision[:12]} could not be fetched ({reason}). Check the name, the revision, the network and, for a "
+            f"{what} at {revision[:12]} could not be fetched ({first_line(error)}). Check the name, the revision, the network and, for a "
             f"gated model, your login{'; ' if otherwise else ''}{otherwise}"
         ) from None

@@ -20,6 +20,7 @@ from typing import Any
 
 from nomoat.config.schema import Columns, Data, Tree
 from nomoat.errors import NomoatError, did_you_mean, first_line, quoted
+from nomoat.io import SURROGATE
 from nomoat.scorers.json import parse_json
 
 TABLES = ("json", "csv", "parquet", "arrow")  # hub formats whose readers execute nothing and unpickle nothing
@@ -57,7 +58,7 @@ def _text_of(path: Path) -> str:
 def _parse_json(text: str) -> Any:
     """One JSON value; ValueError as `parse_json` says and for half of a surrogate pair, which no UTF-8 file can hold."""
     value = parse_json(text)
-    if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+    if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("a \\ud800 to \\udfff without its other half is no character")
     return value
 

@@ -15,11 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-from transformers import TrainerCallback
 
 from nomoat.cli import configure_logging
 from nomoat.errors import NomoatError
@@ -34,7 +32,6 @@ from nomoat.training.collate import choose_packing
 from nomoat.training.loop import PackedTrainer, training_arguments
 from nomoat.training.packing import StepSchedule
 
-STEPS = 2  # the first allocates memory and compiles kernels, the second is measured
 LEARNING_RATE = 1e-5  # the trained weights are thrown away
 REST = "the rest"
 
@@ -49,19 +46,17 @@ class Measurement:
 
 def measure(spec: ModelSpec, work: Workload) -> Measurement:
     """Downloads the base if necessary. Raises NomoatError if the measuring process is killed, as it is when memory runs out."""
-    spec = replace(spec, base=replace(spec.base, files=fetch_base(spec.recipe.base)))
+    spec = replace(spec, files=fetch_base(spec.recipe.base))
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_measure, spec, work).result()
         except BrokenProcessPool:
-            raise NomoatError(
-                "the measuring process was killed, most likely because memory ran out: choose smaller settings, the estimate says which"
-            ) from None
+            raise NomoatError("the measuring process was killed, most likely for lack of memory: choose smaller settings") from None
 
 
 def _measure(spec: ModelSpec, work: Workload) -> Measurement:
     configure_logging()
-    device, kernels = spec.base.device.kind, spec.recipe.hardware.kernels
+    device, kernels = spec.device.kind, spec.recipe.hardware.kernels
     choose_device(spec.recipe.hardware)  # sets the threads
     meta_model(spec, spec.weights_precision)  # imports libraries before the first reading
     meter = MemoryMeter()
@@ -74,43 +69,33 @@ def _measure(spec: ModelSpec, work: Workload) -> Measurement:
     release_memory()
     meter.start()
     before = peak()
-    model = load_model(spec.base.files, precision=spec.weights_precision, device=device)
+    model = load_model(spec.files, precision=spec.weights_precision, device=device)
     weights = sum(storages_of(model).values())
     packed, _ = choose_packing(model, work.collator.train, device, kernels=kernels)
     loading = Counter({"weights": weights, REST: peak() - before - weights})
     meter.start()
-    model = attach_adapter(model, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.base.files, kernels=kernels)
+    model = attach_adapter(model, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.files, kernels=kernels)
     step = next(step for step in work.schedule.steps if work.largest_microbatch in step)
-    timer = _StepTimer()
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(spec.recipe, output=Path(scratch), steps=STEPS, learning_rate=LEARNING_RATE, device=device)
+        arguments = training_arguments(spec.recipe, output=Path(scratch), steps=1, learning_rate=LEARNING_RATE, device=device)
         arguments.save_strategy, arguments.report_to = "no", []
         trainer = PackedTrainer(
             model=model,
             args=arguments,
-            schedule=StepSchedule((step,) * STEPS, ()),
+            schedule=StepSchedule((step,), ()),
             collator=replace(work.collator, packed=packed, shared=packed and uses_varlen_attention(model)),
-            files=spec.base.files,
+            files=spec.files,
             loraplus_lr_ratio=spec.recipe.train.loraplus_lr_ratio,
-            mixed=spec.weights_precision != spec.base.precision,
-            callbacks=[timer],
+            mixed=spec.weights_precision != spec.precision,
         )
-        trainer.train()
+        trainer.train()  # the first step creates the optimiser's states and chooses kernels; the second is timed
+    began = time.perf_counter()
+    trainer.training_step(model, trainer.collator.batches(step))
+    trainer.optimizer.step()
+    tokens_per_second = trainer.stats.tokens_seen / (time.perf_counter() - began)
     states = (value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value))
     training = Counter({"weights": weights, "optimiser": sum(value.nbytes for value in states)})
     if has_adapter(model):
         training["adapter"] = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     training[REST] = peak() - before - training.total()
-    return Measurement(phases={"loading": loading, "training": training}, tokens_per_second=trainer.stats.tokens_seen / timer.seconds)
-
-
-class _StepTimer(TrainerCallback):
-    """Seconds of the last step."""
-
-    began = seconds = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
+    return Measurement(phases={"loading": loading, "training": training}, tokens_per_second=tokens_per_second)

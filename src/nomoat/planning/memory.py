@@ -2,21 +2,19 @@
 
 The base is built from its configuration with torch's fake tensors: they have a shape, a type and a device and go through the same
 operators, autograd and attention kernels as real ones, so that every architecture is covered without a formula and without its weights.
-torch's own tracker (torch.distributed._tools.mem_tracker) does not serve: it raises for frozen parameters, and for SmolLM2 135M trained
-in full it found the same bytes in 71 s instead of 5.
+torch's own tracker (torch.distributed._tools.mem_tracker) raises for frozen parameters, and takes 71 s for SmolLM2 trained in full, not 5.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses import fake_tensor
@@ -46,9 +44,8 @@ HEAP_SHARE, HEAP_SHARE_QUANTISED, HEAP_BLOCK = 0.4, 0.85, 32 << 20
 UNTRACEABLE = (fake_tensor.DynamicOutputShapeException, fake_tensor.DataDependentOutputException)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Parameters of the base (tied ones once), trained parameters, and bytes of the file with the trained weights."""
+class Counts(NamedTuple):
+    """Parameters of the base (tied ones once) and trained ones, and bytes of the file with the trained weights."""
 
     base_parameters: int
     trainable: int
@@ -56,12 +53,11 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A recipe's model without its weights; `config` is transformers' configuration of the base."""
+class ModelSpec(OpenBase):
+    """A recipe's base and what is trained on it, without weights; `config` is transformers' configuration of the base."""
 
     recipe: Recipe
     config: Any
-    base: OpenBase
 
     @property
     def in_full(self) -> bool:
@@ -71,19 +67,16 @@ class ModelSpec:
     @property
     def weights_precision(self) -> str:
         """Precision of the weights in training; those that are trained stay in float32 (models/adapter.py says why)."""
-        return "float32" if self.in_full else self.base.precision
+        return "float32" if self.in_full else self.precision
 
     @cached_property
     def counts(self) -> Counts:
-        """Exact for every architecture, the file to about 10 bytes per tensor. NomoatError for `lora.targets` that the base lacks."""
+        """Exact, except the file (to about 10 bytes per tensor). Raises NomoatError for `lora.targets` that the base lacks."""
         model = meta_model(self, "float32")
-        total = sum(parameter.numel() for parameter in model.parameters())
-        trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
-        trainable = sum(trained.values())
-        saved = 2 * trainable if self.recipe.lora.method == "pissa" else trainable  # as LoRA of twice the rank (as_plain_lora)
-        header = sum(len(name) + 70 for name in trained)  # safetensors: name, type, shape and offsets of each tensor as JSON
-        base = total if self.in_full else total - trainable
-        return Counts(base_parameters=base, trainable=trainable, saved_bytes=4 * saved + header)
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        base = sum(parameter.numel() for parameter in model.parameters()) - (0 if self.in_full else sum(trained))
+        values = sum(trained) * (2 if self.recipe.lora.method == "pissa" else 1)  # PiSSA is saved as LoRA of twice the rank
+        return Counts(base, sum(trained), 4 * values + 140 * len(trained))  # and a header with each tensor's name, shape and offsets
 
 
 def meta_model(spec: ModelSpec, precision: str, *, adapter: bool = True) -> Any:
@@ -91,7 +84,7 @@ def meta_model(spec: ModelSpec, precision: str, *, adapter: bool = True) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    device, lora = spec.base.device.kind, spec.recipe.lora
+    device, lora = spec.device.kind, spec.recipe.lora
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(spec.config), dtype=dtype_of(precision, device), trust_remote_code=False)
     if precision in QUANTISED:  # transformers chooses the layers; `_fake_like` gives them their bytes
@@ -100,13 +93,13 @@ def meta_model(spec: ModelSpec, precision: str, *, adapter: bool = True) -> Any:
         quantizer = AutoHfQuantizer.from_config(options, pre_quantized=False)
         quantizer.preprocess_model(model, device_map={"": "cpu"})
         quantizer.postprocess_model(model)
-    model.requires_grad_(False)
+    model.eval().requires_grad_(False)
     if not adapter:
-        return model.eval()
+        return model
     if lora.method == "pissa":  # initialised from the base's weights; the shapes are those of LoRA
         lora = lora.model_copy(update={"method": "lora"})
     with torch.device("meta"):
-        return attach_adapter(model.eval(), lora, seed=0, files=spec.base.files, kernels=spec.recipe.hardware.kernels)
+        return attach_adapter(model, lora, seed=0, files=spec.files, kernels=spec.recipe.hardware.kernels)
 
 
 def fake_model(spec: ModelSpec, precision: str, *, varlen: bool = False, adapter: bool = True) -> Any:
@@ -116,7 +109,7 @@ def fake_model(spec: ModelSpec, precision: str, *, varlen: bool = False, adapter
         enable_varlen_attention(model.get_base_model() if hasattr(model, "get_base_model") else model)
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)  # token ids stay real
     old = [*model.parameters(), *model.buffers()]  # kept until the end, so that no id is used again
-    new = {id(tensor): _fake_like(tensor, fake, spec.base.device.kind) for tensor in old}
+    new = {id(tensor): _fake_like(tensor, fake, spec.device.kind) for tensor in old}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             tensors.update({name: new[id(tensor)] for name, tensor in tensors.items() if tensor is not None})
@@ -125,19 +118,17 @@ def fake_model(spec: ModelSpec, precision: str, *, varlen: bool = False, adapter
 
 def _fake_like(old: Any, fake: fake_tensor.FakeTensorMode, device: str) -> Any:
     """A fake tensor for `old`; a weight of bitsandbytes is quantised by the library's operators, as on its way to a device."""
+    from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit
+
     with fake:
         new: Any = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device)
         extra: dict[str, Any] = {}
         if hasattr(old, "compress_statistics"):
-            from bitsandbytes.functional import quantize_4bit
-
             options = {name: getattr(old, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
             with unset_fake_temporarily():
                 quantize_4bit(torch.zeros(64), **options)  # the library keeps the tables of its first call: they must be real ones
             new, extra["quant_state"] = quantize_4bit(new, **options)
         elif hasattr(old, "SCB"):
-            from bitsandbytes.functional import int8_vectorwise_quant
-
             new, scales, _ = int8_vectorwise_quant(new.to(torch.float16))
             extra = {"CB": new, "SCB": scales, "has_fp16_weights": False}
         if isinstance(old, torch.nn.Parameter):
@@ -167,7 +158,7 @@ class Block:
 
 
 class MemoryTrace(TorchDispatchMode):
-    """Records the blocks that a computation on a fake model allocates: `with trace.running(): ...`, then `trace.peak`.
+    """Records the blocks that a computation on a fake model allocates: `with trace.fake, trace: ...`, then `trace.memory()`.
 
     `part` names what is allocated from now on. Integers (token ids, positions, masks) are computed as usual, since they decide what is
     computed; where a tensor without data is asked for its value, the answer is 0.
@@ -180,15 +171,8 @@ class MemoryTrace(TorchDispatchMode):
         self.part = "activations"
         self.peak: list[Block] = []  # those allocated when all together were largest
         self.allocated: dict[int, Block] = {}
-        self._fake, self._model = next(model.parameters()).fake_mode, storages_of(model)
+        self.fake, self._model = next(model.parameters()).fake_mode, storages_of(model)
         self._bytes = self._most_bytes = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Trace the block; raises UNTRACEABLE."""
-        with warnings.catch_warnings(), self._fake, self:
-            warnings.filterwarnings("ignore", message=".*data pointer of FakeTensor.*")  # it is 0, which is harmless here
-            yield
 
     def rename(self, tensors: Iterable[torch.Tensor | None], part: str) -> None:
         """Assign the blocks of `tensors` to another part."""
@@ -213,19 +197,15 @@ class MemoryTrace(TorchDispatchMode):
         fresh = func.overloadpacket in self.FRESH and (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
         with nullcontext() if fresh or any(isinstance(x, FakeTensor) for x in tree_iter((args, kwargs))) else unset_fake_temporarily():
             out = func(*args, **kwargs)
-        for value in tree_iter(out):
-            if isinstance(value, torch.Tensor):
-                self._note(value.untyped_storage())
+        for storage in (value.untyped_storage() for value in tree_iter(out) if isinstance(value, torch.Tensor)):
+            key = storage._cdata
+            if key not in self._model and key not in self.allocated:
+                self.allocated[key] = Block(storage.nbytes(), self.part)
+                weakref.finalize(storage, self._release, key)
+                self._bytes += storage.nbytes()
+                if self._bytes > self._most_bytes:
+                    self._most_bytes, self.peak = self._bytes, list(self.allocated.values())
         return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._model and key not in self.allocated:
-            self.allocated[key] = Block(storage.nbytes(), self.part)
-            weakref.finalize(storage, self._release, key)
-            self._bytes += storage.nbytes()
-            if self._bytes > self._most_bytes:
-                self._most_bytes, self.peak = self._bytes, list(self.allocated.values())
 
     def _release(self, key: int) -> None:
         self._bytes -= self.allocated.pop(key).size
@@ -234,16 +214,18 @@ class MemoryTrace(TorchDispatchMode):
 def phase_memory(spec: ModelSpec, work: Workload) -> dict[str, Memory]:
     """Loading, training, adapter checks and scoring, in this order. Raises UNTRACEABLE."""
     training = training_memory(spec, work)
-    two_layers = replace(spec, config=with_layers(spec.config, 2))
-    small = fake_model(two_layers, spec.weights_precision, varlen=work.collator.shared, adapter=False)
-    check = MemoryTrace(small)
-    with check.running():
-        check_packing(small, work.collator.train)
-    left = training.copy()  # a C heap keeps most of what the activations took, a GPU uses it again
-    if spec.base.device.kind != "cpu":
-        del left["activations"]
+    loading, left = Counter({"weights": training["weights"]}), training.copy()
+    if spec.device.kind != "cuda":
+        two_layers = replace(spec, config=with_layers(spec.config, 2))
+        small = fake_model(two_layers, spec.weights_precision, varlen=work.collator.shared, adapter=False)
+        check = MemoryTrace(small)
+        with check.fake, check:
+            check_packing(small, work.collator.train)
+        loading += check.memory()
+    if spec.device.kind != "cpu":
+        del left["activations"]  # a C heap keeps most of their memory, a GPU uses it again
     return {
-        "loading": Counter({"weights": training["weights"]}) + check.memory(),
+        "loading": loading,
         "training": training,
         # The saved adapter in a fresh base, and still the trained model with its optimiser.
         "adapter checks": left + Counter({part: training[part] for part in ("weights", "adapter")}),
@@ -254,49 +236,48 @@ def phase_memory(spec: ModelSpec, work: Workload) -> dict[str, Memory]:
 def training_memory(spec: ModelSpec, work: Workload) -> Memory:
     """The largest micro-batch of an optimiser step from the second on, when AdamW has its states."""
     model = fake_model(spec, spec.weights_precision, varlen=work.collator.shared).train()
-    held = _held(spec, model)  # before a forward pass: int8 weights then hand their scales to their layers
+    held, heap_share = _held(spec, model, spec.weights_precision)  # before a forward pass, in which int8 layers take scales away
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batch = work.collator.batch([work.collator.train[number] for number in work.largest_microbatch])
+    batch = {name: value.to(spec.device.kind) if torch.is_tensor(value) else value for name, value in batch.items()}
     trace = MemoryTrace(model)
     model.get_output_embeddings().register_forward_pre_hook(lambda *_: setattr(trace, "part", "logits"))
-    with trace.running():
+    with trace.fake, trace:
         if any(len(step) > 1 for step in work.schedule.steps):  # gradients of earlier micro-batches exist
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        with torch.autocast(spec.base.device.kind, dtype=torch.bfloat16, enabled=spec.weights_precision != spec.base.precision):
+        with torch.autocast(spec.device.kind, dtype=torch.bfloat16, enabled=spec.weights_precision != spec.precision):
             loss = summed_loss(model, batch, kernels=work.collator.kernels)
         trace.part = "activations"
         loss.backward()
     trace.rename((parameter.grad for parameter in trained), "gradients")
     states = Counter({"optimiser": 2 * 4 * spec.counts.trainable})  # two, in float32
-    return held + states + trace.memory(_heap_share(spec, spec.weights_precision))
+    return held + states + trace.memory(heap_share)
 
 
 def scoring_memory(spec: ModelSpec, work: Workload) -> Memory:
     """Prefill of the largest batch of prompts and references, or its cache when the answers are as long as allowed, if that is more."""
-    precision = spec.base.scoring_precision
+    precision = spec.scoring_precision
     model = fake_model(spec, precision, varlen=work.packed_prefill).eval()
-    held = _held(spec, model)
+    held, heap_share = _held(spec, model, precision)
     head = model.get_output_embeddings().weight
-    if head is model.get_input_embeddings().weight and can_prepack(head.dtype, spec.base.device.kind) and work.collator.kernels != "plain":
+    if head is model.get_input_embeddings().weight and can_prepack(head.dtype, spec.device.kind) and work.collator.kernels != "plain":
         held["weights"] += head.nbytes  # prepack_linears copies a weight that the embedding needs as well
     if spec.in_full or spec.recipe.lora.method == "pissa":
         held["weights"] *= 2  # the untouched base is a second model
     trace = MemoryTrace(model)
     prefill, limit = prefill_packed if work.packed_prefill else prefill_padded, spec.recipe.eval.max_new_tokens
-    with trace.running(), torch.no_grad():
+    with trace.fake, trace, torch.no_grad():
         cache = prefill(model, work.largest_requests, pad_id=work.collator.pad_id, limit=limit).cache
     states = [states for layer in cache.layers if layer.is_initialized for states in (layer.keys, layer.values)]
     trace.rename(states, "cache")
     at_the_end = sum(state.nbytes // state.shape[-2] * (state.shape[-2] + limit + SPARE) for state in states)
     step = trace.memory()
-    return held + (Counter({"cache": at_the_end}) if at_the_end > step.total() else trace.memory(_heap_share(spec, precision)))
+    return held + (Counter({"cache": at_the_end}) if at_the_end > step.total() else trace.memory(heap_share))
 
 
-def _held(spec: ModelSpec, model: Any) -> Memory:
+def _held(spec: ModelSpec, model: Any, precision: str) -> tuple[Memory, float]:
+    """Weights and adapter, and the share of smaller blocks that the heap keeps."""
     adapter = 0 if spec.in_full else 4 * spec.counts.trainable  # float32
-    return Counter({"weights": sum(storages_of(model).values()) - adapter, "adapter": adapter})
-
-
-def _heap_share(spec: ModelSpec, precision: str) -> float:
-    return 0.0 if spec.base.device.kind != "cpu" else HEAP_SHARE_QUANTISED if precision in QUANTISED else HEAP_SHARE
+    share = 0.0 if spec.device.kind != "cpu" else HEAP_SHARE_QUANTISED if precision in QUANTISED else HEAP_SHARE
+    return Counter({"weights": sum(storages_of(model).values()) - adapter, "adapter": adapter}), share

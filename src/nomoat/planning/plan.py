@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from rich.text import Text
 from nomoat.config.schema import QUANTISED, ElectricityRate, Recipe, default_display_name
 from nomoat.errors import NomoatError
 from nomoat.io import read_json
-from nomoat.models.base import OpenBase
 from nomoat.models.device import choose_device, release_memory, scoring_precision, training_precision
 from nomoat.planning.measure import REST, Measurement
 from nomoat.planning.memory import PARTS, UNTRACEABLE, Memory, ModelSpec, phase_memory
@@ -65,13 +65,15 @@ def make_plan(recipe: Recipe, root: Path) -> Plan:
 
     device = choose_device(recipe.hardware)
     precision = training_precision(recipe, device)
-    scoring = scoring_precision(precision, device)
     files, notes = fetch_configuration(recipe.base)
-    base = OpenBase(device=device, precision=precision, scoring_precision=scoring, files=files, fetch_seconds=0.0)
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-    spec = ModelSpec(recipe=recipe, config=config, base=base)
+    scoring = scoring_precision(precision, device)
+    spec = ModelSpec(
+        recipe=recipe, config=config, device=device, precision=precision, scoring_precision=scoring, files=files, fetch_seconds=0.0
+    )
     work = plan_workload(recipe, root, files, spec.config, device.kind)
     phases: dict[str, Memory] = {}
+    warnings.filterwarnings("ignore", message=".*data pointer of FakeTensor.*")  # it is 0, which is harmless here
     try:
         phases = phase_memory(spec, work)
     except UNTRACEABLE as error:
@@ -85,8 +87,7 @@ def make_plan(recipe: Recipe, root: Path) -> Plan:
 
 def published_speed(spec: ModelSpec, folder: Path) -> tuple[float | None, str]:
     """The speed of a published run of the same base, method and precision on the same device with as many threads."""
-    device = spec.base.device
-    wanted = (spec.recipe.lora.method, spec.base.files.name, spec.base.precision, device.threads, device.kind, device.name)
+    wanted = (spec.recipe.lora.method, spec.files.name, spec.precision, spec.device.threads, spec.device.kind, spec.device.name)
     for path in sorted(folder.glob("*.json")):
         raw = read_json(path)  # checking a whole report takes its time
         seen, place = raw["provenance"], raw["provenance"]["device"]
@@ -99,7 +100,7 @@ def published_speed(spec: ModelSpec, folder: Path) -> tuple[float | None, str]:
 
 def check_fit(plan: Plan) -> None:
     """NomoatError that names what to change if a phase needs more memory than the device has."""
-    phase, device = plan.peak_phase, plan.spec.base.device
+    phase, device = plan.peak_phase, plan.spec.device
     if phase is None or plan.needed(phase) <= device.memory_bytes:
         return
     memory = plan.phases[phase]
@@ -112,8 +113,8 @@ def check_fit(plan: Plan) -> None:
 
 def suggestion(plan: Plan, phase: str, part: str) -> str:
     """What to change so that a phase needs less of a part."""
-    recipe, base = plan.spec.recipe, plan.spec.base
-    if plan.spec.in_full and part in ("weights", "optimiser", "gradients"):
+    recipe, spec = plan.spec.recipe, plan.spec
+    if spec.in_full and part in ("weights", "optimiser", "gradients"):
         return "lora.method=lora trains an adapter instead of the whole model"
     if part in ("adapter", "optimiser", "gradients"):
         return f"lower lora.rank ({recipe.lora.rank})"
@@ -123,22 +124,19 @@ def suggestion(plan: Plan, phase: str, part: str) -> str:
         longest = max(example.length for example in plan.work.collator.train)
         limits = f"train.pack_tokens ({recipe.train.pack_tokens}) and train.max_row_tokens ({recipe.train.max_row_tokens})"
         return f"lower {limits}; the longest row has {longest} tokens"
-    if base.precision in QUANTISED or base.device.kind == "mps" or recipe.lora.method == "pissa":
-        return f"no precision smaller than {base.precision} is possible here: choose a smaller base"
+    if spec.precision in QUANTISED or spec.device.kind == "mps" or recipe.lora.method == "pissa":
+        return f"no precision smaller than {spec.precision} is possible here: choose a smaller base"
     return "precision=nf4 keeps the base in 4 bits; or choose a smaller base"
 
 
 def time_and_money(plan: Plan) -> list[tuple[str, str, str]]:
     """What training takes, with the sources of the figures, or the reasons why they are not known."""
-    speed, source = plan.published_speed
-    if plan.measured:
-        speed, source = plan.measured.tokens_per_second, "measured here, on the largest step"
+    measured = plan.measured and (plan.measured.tokens_per_second, "measured here, on the largest step")
+    speed, source = measured or plan.published_speed
     if speed is None:
         return [("time", "not known", source), ("money", fmt.money(None), "the time is not known")]
-    seconds = plan.work.tokens / speed
-    source = f"{fmt.counted(speed)} tokens per second, {source}; scoring is not included"
-    time = ("time", f"{fmt.duration(seconds)} of training", source)
-    device, stated = plan.spec.base.device, plan.spec.recipe.hardware.rate
+    seconds, device, stated = plan.work.tokens / speed, plan.spec.device, plan.spec.recipe.hardware.rate
+    time = ("time", f"{fmt.duration(seconds)} of training", f"{fmt.counted(speed)} tokens per second, {source}; scoring is not included")
     rate = costs.rate_for(device.name, vcpu=meters.usable_cpus()) if isinstance(stated, str) else stated
     if rate is None:
         return [time, ("money", fmt.money(None), f"no rate is known for {device.name}: {costs.HOW_TO_STATE}")]
@@ -150,23 +148,24 @@ def time_and_money(plan: Plan) -> list[tuple[str, str, str]]:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Everything the plan says, with what was measured next to it."""
-    recipe, base, work, counts = plan.spec.recipe, plan.spec.base, plan.work, plan.spec.counts
-    method = "every parameter" if plan.spec.in_full else f"{recipe.lora.method} rank {recipe.lora.rank}"
-    trained = f"{counts.trainable:,} parameters ({counts.trainable / counts.base_parameters:.2%})"
+    recipe, spec, work, counts = plan.spec.recipe, plan.spec, plan.work, plan.spec.counts
+    method = "every parameter" if spec.in_full else f"{recipe.lora.method} rank {recipe.lora.rank}"
+    share = counts.trainable / counts.base_parameters
     passes = f"{sum(len(step) for step in work.schedule.steps):,} forward passes, rows {'packed' if work.collator.packed else 'padded'}"
-    prompts = f"{len(work.largest_requests)} prompts, {'packed' if work.packed_prefill else 'padded'}"
-    memory = fmt.size(base.device.memory_bytes)
+    largest = f"largest batch {len(work.largest_requests)} prompts, {'packed' if work.packed_prefill else 'padded'}"
+    memory = fmt.size(spec.device.memory_bytes)
     lines = [
         ("base", f"{counts.base_parameters:,} parameters", default_display_name(recipe.base)),
-        ("trained", trained, f"{method}; {fmt.size(counts.saved_bytes)} on disk"),
-        ("device", base.device.name, f"{base.device.kind}, {memory}, {base.device.threads} threads"),
-        ("precision", base.precision, f"scoring in {base.scoring_precision}, {prompts}"),
+        ("trained", f"{counts.trainable:,} parameters ({share:.2%})", f"{method}; {fmt.size(counts.saved_bytes)} on disk"),
+        ("device", spec.device.name, f"{spec.device.kind}, {memory}, {spec.device.threads} threads"),
+        ("precision", spec.precision, f"scoring in {spec.scoring_precision}, {largest}"),
         ("rows", f"{len(work.collator.train):,} to train on", f"{work.too_long:,} too long" if work.too_long else ""),
         ("work", f"{len(work.schedule.steps):,} steps, {work.tokens:,} tokens", passes + ", varlen attention" * work.collator.shared),
     ]
     _print_lines(lines, console)
     for phase in plan.phases:
-        console.print(_phase_table(plan, phase), end="\n\n")
+        console.print("", _phase_table(plan, phase))
+    console.print()
     lines = time_and_money(plan)
     if plan.peak_phase:
         own = f", {fmt.size(plan.process_bytes)} of it for Python and its libraries" if plan.process_bytes else ""
@@ -180,7 +179,7 @@ def _print_lines(lines: list[tuple[str, str, str]], console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, value, more in lines:
         table.add_row(name, Text(fmt.visible(value), style="bold"), Text(fmt.visible(more), style="dim"))
-    console.print(table, end="\n\n")
+    console.print(table)
 
 
 def _phase_table(plan: Plan, phase: str) -> Table:

@@ -22,7 +22,8 @@ from nomoat.training.packing import Pack, StepSchedule, schedule_steps, with_lay
 CONFIGURATION = ("config.json", "generation_config.json", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja")
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly; only for a base without tokenizer files
 UNPINNED = "{}.revision is unpinned: this is the plan for branch main of {} as it is today"
-SMALL_VOCABULARY, SMALL_INNER = 256, 64  # of `small_copy`
+# Per token, layer and hidden unit: Korthikanti et al. 2022 (arXiv:2205.05198), and keys and values in float32.
+TRAINING_BYTES, SCORING_BYTES = 34, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,7 @@ class Workload:
 
 
 def fetch_configuration(base: Base) -> tuple[BaseFiles, list[str]]:
-    """The base's configuration and tokenizer, without its weights where they are separate files; and notes for the user.
-
-    Raises NomoatError where they cannot be fetched, or transformers does not implement the architecture.
-    """
+    """Configuration and tokenizer, without the weights where these are separate files; and notes. Raises NomoatError as `fetch_base`."""
     notes: list[str] = []
     if base.hub is not None:
         revision = "main" if base.revision == "unpinned" else str(base.revision)
@@ -66,10 +64,7 @@ def fetch_configuration(base: Base) -> tuple[BaseFiles, list[str]]:
 
 
 def plan_workload(recipe: Recipe, root: Path, files: BaseFiles, config: Any, device: str) -> Workload:
-    """Rows loaded, tokenised, packed and batched as training and scoring do it. Raises NomoatError for rows that they refuse.
-
-    Contamination is noted and not refused: nothing is scored yet.
-    """
+    """Rows loaded, tokenised, packed and batched as in a run; NomoatError for rows that a run refuses, except that leaks are only noted."""
     notes: list[str] = []
     data = recipe.data.model_copy(update={"allow_leaks": recipe.data.allow_leaks or "a plan scores nothing"})
     if data.revision == "unpinned":
@@ -91,12 +86,14 @@ def plan_workload(recipe: Recipe, root: Path, files: BaseFiles, config: Any, dev
         [example.length for example in train],
         **recipe.train.model_dump(include={"epochs", "batch_tokens", "pack_tokens", "seed", "max_steps"}),
     )
-    packs = [pack for step in schedule.steps for pack in step]
-    sizes = [(len(example.prompt_ids), len(example.completion_ids)) for example in train]
+    largest = max(
+        (pack for step in schedule.steps for pack in step),
+        key=lambda pack: rough_bytes(config, [train[number] for number in pack], padded=not packed, activations=TRAINING_BYTES),
+    )
     return Workload(
         collator=Collator(train, (), packed, template.pad_id, pack_tokens, shared=varlen, kernels=kernels),
         schedule=schedule,
-        largest_microbatch=max(packs, key=lambda pack: rough_bytes(config, [sizes[number] for number in pack], padded=not packed)),
+        largest_microbatch=largest,
         largest_requests=largest_requests(recipe, tokenized, template, config),
         packed_prefill=packed_prefill,
         too_long=len(tokenized.record["train"]["dropped"]),
@@ -104,16 +101,13 @@ def plan_workload(recipe: Recipe, root: Path, files: BaseFiles, config: Any, dev
     )
 
 
-def rough_bytes(config: Any, sizes: Sequence[tuple[int, int]], *, padded: bool) -> int:
-    """Activations and logits of a batch, to compare batches; `sizes` are the tokens of each prompt and completion.
-
-    34 bytes per token, layer and hidden unit are those of Korthikanti et al. 2022 (arXiv:2205.05198); a logit and its gradient have 8.
-    """
+def rough_bytes(config: Any, examples: Sequence[TokenizedExample], *, padded: bool, activations: int) -> int:
+    """A batch's memory, to compare batches: `activations` bytes per token, layer and hidden unit, and 8 per logit (with its gradient)."""
     text = config.get_text_config()
-    lengths = [sum(size) for size in sizes]
-    tokens = len(sizes) * max(lengths) if padded else sum(lengths)
-    labels = sum(completion for _, completion in sizes)
-    return int(34 * tokens * text.num_hidden_layers * text.hidden_size + 8 * labels * text.vocab_size)
+    lengths = [example.length for example in examples]
+    tokens = len(examples) * max(lengths) if padded else sum(lengths)
+    logits = sum(len(example.completion_ids) for example in examples) * text.vocab_size
+    return int(activations * tokens * text.num_hidden_layers * text.hidden_size + 8 * logits)
 
 
 def largest_requests(recipe: Recipe, data: TokenizedData, template: ChatTemplate, config: Any) -> tuple[Request, ...]:
@@ -125,7 +119,8 @@ def largest_requests(recipe: Recipe, data: TokenizedData, template: ChatTemplate
             batches += [tuple(requests[number] for number in batch) for batch in batches_of(requests, arm, recipe.eval)]
 
     def size(batch: tuple[Request, ...]) -> int:
-        return rough_bytes(config, [(len(request.prompt), len(request.reference)) for request in batch], padded=True)
+        examples = [TokenizedExample(request.key, request.prompt, request.reference) for request in batch]
+        return rough_bytes(config, examples, padded=True, activations=SCORING_BYTES)
 
     return max(batches, key=size)
 
@@ -136,25 +131,24 @@ def _estimating_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(rf"(?s).{{1,{CHARACTERS_PER_TOKEN}}}"), "isolated")
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{CHARACTERS_PER_TOKEN}}}"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<eos>")
 
 
 def probe_architecture(config: Any, device: str, kernels: str = "auto") -> tuple[bool, bool, bool]:
     """Whether training packs its rows, whether with varlen attention, and whether scoring prefills packed prompts.
 
-    Training and scoring decide it by numerical checks of two layers. Here these run on a real float32 model of the architecture with two
-    layers, few words, narrow inner layers and random weights.
+    Decided by the numerical checks of training and scoring, here on a real model with two layers, few words and random weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = with_layers(config, 2)
     text = config.get_text_config()
-    text.vocab_size, text.pad_token_id = min(SMALL_VOCABULARY, text.vocab_size), None
+    text.vocab_size, text.pad_token_id = min(256, text.vocab_size), None
     for name in ("intermediate_size", "ffn_dim", "n_inner"):  # most of a large layer's weights; attention does not depend on it
         if isinstance(getattr(text, name, None), int):
-            setattr(text, name, SMALL_INNER)
+            setattr(text, name, 64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()

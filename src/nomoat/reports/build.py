@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -26,7 +25,7 @@ from pydantic import BaseModel
 from nomoat.config.load import parse_yaml
 from nomoat.config.schema import Recipe
 from nomoat.errors import NomoatError
-from nomoat.io import Model, canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, validated, write_atomically
+from nomoat.io import SURROGATE, Model, canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, validated, write_atomically
 from nomoat.reports.format import shortened
 from nomoat.reports.metrics import Aggregates, aggregate, benchmark_scores
 from nomoat.reports.migrate import migrate, migrate_gate
@@ -52,7 +51,6 @@ MAX_CURVE_POINTS = 400
 BITS_DIGITS = 6  # of bits per byte in the compact rows
 SAMPLES_OF_A_KIND = 5
 MAX_SAMPLE_CHARACTERS = 2000
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def build_report(run_dir: Path) -> Report:
@@ -266,9 +264,6 @@ def run_cost(run_dir: Path, provenance: Provenance) -> Cost:
     return total_cost(read_jsonl(run_dir / "ledger.jsonl"), provenance.rate, provenance.as_if_rented)
 
 
-# Samples
-
-
 def choose_samples(run_dir: Path) -> list[Sample]:
     """Twenty rows to look at: up to five of each kind (won, lost, both wrong, both right), and more of one where another has fewer.
 
@@ -321,4 +316,4 @@ def _sample(kind: str, lines: dict[str, dict[str, Any]]) -> Sample:
 
 def sample_text(text: str) -> str:
     """At most MAX_SAMPLE_CHARACTERS of a text, lone surrogates as U+FFFD."""
-    return _SURROGATE.sub("\ufffd", shortened(text, MAX_SAMPLE_CHARACTERS))
+    return SURROGATE.sub("\ufffd", shortened(text, MAX_SAMPLE_CHARACTERS))

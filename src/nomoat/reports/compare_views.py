@@ -132,9 +132,6 @@ def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequen
     return grid(rows)
 
 
-# The page
-
-
 def render_comparison(runs: RunComparison, paths: Sequence[Path]) -> str:
     """The page as one string; `paths` are the run directories (or report files) in the order of the reports.
 
