@@ -100,9 +100,12 @@ check: $(READY)
 test: $(READY)
 	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+.PHONY: test-slow  ## The tests that take minutes each, except those that need a GPU
+test-slow: $(READY)
+	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist load -m "slow and not gpu"
+
 .PHONY: test-all  ## All tests except those that need a GPU
-test-all: $(READY)
-	$(PY) -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu"
+test-all: test test-slow
 
 .PHONY: lock  ## Resolve requirements.lock again with uv, keeping its versions; UPGRADE=1 takes newer ones
 lock:

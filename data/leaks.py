@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.cli import run_script
+from nomoat.cli import ROOT, run_script, script_parser
 from nomoat.config.load import load_recipe
 from nomoat.data.contamination import audit
 from nomoat.data.examples import Splits, load_shipped_set, load_user_examples
 from nomoat.data.prepare import load_splits
 from nomoat.errors import NomoatError, RunFailed
 
-ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {"exact": "same prompt", "masked": "same prompt, values masked", "ngram": "13 words in a row"}
 FILES = (".jsonl", ".csv", ".parquet")
 SHOWN = 120  # characters of a shared text
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "data", nargs="+", metavar="TRAIN [HELDOUT]", help="a shipped set, a recipe or a file of rows; one for both, or two"
     )

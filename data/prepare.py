@@ -12,7 +12,7 @@ import argparse
 import difflib
 from pathlib import Path
 
-from nomoat.cli import run_script
+from nomoat.cli import run_script, script_parser
 from nomoat.data.contamination import audit
 from nomoat.data.desk_build import build_set
 from nomoat.data.examples import Example, Splits
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--set", default="desk", metavar="NAME", help="the set to build: a folder in data/ (default: desk)")
     parser.add_argument("--check", action="store_true", help="write nothing; compare with the existing files")
     return parser.parse_args()

@@ -13,13 +13,12 @@ import argparse
 from nomoat.cli import ROOT, run_script, script_parser
 from nomoat.errors import RunFailed
 from nomoat.reports.readme_tables import (
-    RECIPE_HEAD,
     fewer_table,
     fill_blocks,
     keys_table,
     precision_table,
     published_runs,
-    recipe_lines,
+    recipes_table,
     score_table,
 )
 
@@ -40,10 +39,10 @@ def main() -> int:
     from nomoat.memo.verdict import MemoVerdict
     from nomoat.memo.views import minutes_block, readme_block
 
-    found = published_runs(ROOT / "recipes" / "reference")
-    blocks = {"recipes": "\n".join([RECIPE_HEAD, *(recipe_lines(one) for one in found.values())]), "keys": keys_table(describe_keys())}
-    if DEFAULT in found:
-        blocks |= {"report": score_table(found[DEFAULT]), "fewer": fewer_table(found[DEFAULT])}
+    published = published_runs(ROOT / "recipes" / "reference")
+    blocks = {"recipes": recipes_table(published.values()), "keys": keys_table(describe_keys())}
+    if DEFAULT in published:
+        blocks |= {"report": score_table(published[DEFAULT]), "fewer": fewer_table(published[DEFAULT])}
     path = ROOT / "recipes" / "memo" / "memo.json"
     if path.is_file():
         verdict = MemoVerdict.model_validate_json(path.read_bytes())
@@ -69,7 +68,7 @@ def main() -> int:
                 write_atomically(path, new)
     if stale and arguments.check:
         raise RunFailed(f"not what the published reports say: {', '.join(map(str, stale))}; run `make reference`")
-    print(f"{len(found)} published recipe(s); {'written: ' + ', '.join(map(str, stale)) if stale else 'all tables are up to date'}")
+    print(f"{len(published)} published recipe(s); {'written: ' + ', '.join(map(str, stale)) if stale else 'all tables are up to date'}")
     return 0
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nomoat.cli import run_script
+from nomoat.cli import run_script, script_parser
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/mine.yaml")
     return parser.parse_args()
 

@@ -6,7 +6,8 @@
     make plan RECIPE=recipes/smollm2-135m.yaml SET="precision=nf4" MEASURE=1
 
 Memory is estimated for the peak of each phase of a run by tracing the phases on tensors without data. With --measure the base is loaded
-and its largest optimiser step is run twice; estimates and measurements are shown together. Nothing is written.
+and its largest optimiser step is run twice; estimates and measurements are shown together. Nothing is written. A revision may be
+unpinned.
 Exit codes: 0 done, 2 bad input, or a recipe that does not fit into the device's memory.
 """
 
@@ -14,19 +15,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
-from nomoat.cli import configure_logging, run_script
-
-ROOT = Path(__file__).resolve().parent.parent
+from nomoat.cli import ROOT, configure_logging, recipe_parser, run_script
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="a recipe, such as recipes/smollm2-135m.yaml; its revision may be unpinned")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as precision=nf4")
+    parser = recipe_parser(__doc__)
     parser.add_argument("--measure", action="store_true", help="download and load the base, run its largest step and show both")
-    return parser.parse_intermixed_args()  # a change may follow an option
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

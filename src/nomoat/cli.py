@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -31,9 +31,6 @@ LINES = 10  # of progress where there is no terminal to draw on
 MINUTE = 60.0  # the longest silence, in seconds
 
 
-# Arguments
-
-
 def script_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose --help is the script's own docstring."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -46,9 +43,6 @@ def recipe_parser(doc: str | None, *, default: Path | None = None) -> argparse.A
     parser.add_argument("recipe", type=Path, nargs="?" if default else None, default=default, help=f"a recipe, such as {example}")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe, such as train.learning_rate=5e-4")
     return parser
-
-
-# Exit codes
 
 
 def explain(error: BaseException) -> str | None:
@@ -103,9 +97,6 @@ def configure_logging() -> None:
         imported.disable_progress_bar()
 
 
-# Progress
-
-
 class ProgressBar:
     """`with ProgressBar("training", 100, console) as bar: bar.advance(1, "loss 0.5")`.
 
@@ -140,17 +131,22 @@ class ProgressBar:
             self._progress.stop()
 
 
-@contextmanager
-def still_working(title: str, console: Console, *, every: float = MINUTE) -> Iterator[None]:
+def still_working(title: str, console: Console, *, every: float = MINUTE) -> AbstractContextManager[None]:
     """A line per minute while the block runs, for work that has no steps to count."""
-    done = threading.Event()
     began = time.monotonic()
+    return repeating(lambda: console.print(f"{title}: {time.monotonic() - began:.0f} s so far", highlight=False), every)
 
-    def report() -> None:
+
+@contextmanager
+def repeating(action: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `action` in a thread, every so many seconds while the block runs."""
+    done = threading.Event()
+
+    def repeat() -> None:
         while not done.wait(every):
-            console.print(f"{title}: {time.monotonic() - began:.0f} s so far", highlight=False)
+            action()
 
-    thread = threading.Thread(target=report, name="still-working", daemon=True)
+    thread = threading.Thread(target=repeat, name="repeating", daemon=True)
     thread.start()
     try:
         yield

@@ -10,19 +10,31 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nomoat.errors import NomoatError
+from nomoat.errors import NomoatError, first_line
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+Model = TypeVar("Model", bound=BaseModel)
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Record(BaseModel):
     """A frozen part of a file that a run writes: an unknown key, NaN or infinity is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def validated(model: type[Model], value: Any, where: str) -> Model:
+    """`value`, or the JSON in bytes, as `model`. Raises NomoatError, which names the file and the field, for a wrong shape."""
+    try:
+        return model.model_validate_json(value) if isinstance(value, bytes) else model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        seen = f"{first['msg']}; saw {repr(first['input'])[:60]}"
+        raise NomoatError(f"{where}: {place}: {seen}; it was edited, or written by another version of nomoat") from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -69,7 +81,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 
 def escape_surrogates(text: str) -> str:
     """JSON text with lone surrogates escaped: UTF-8 cannot encode them."""
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def canonical_json(value: Any) -> str:
@@ -106,8 +118,7 @@ def fetch_from_hub(what: str, repository: str, revision: str, patterns: Sequence
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise NomoatError(
-            f"{what} at {revision[:12]} could not be fetched ({reason}). Check the name, the revision, the network and, for a "
+            f"{what} at {revision[:12]} could not be fetched ({first_line(error)}). Check the name, the revision, the network and, for a "
             f"gated model, your login{'; ' if otherwise else ''}{otherwise}"
         ) from None

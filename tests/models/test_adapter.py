@@ -23,7 +23,6 @@ from nomoat.models.adapter import (
     attach_adapter,
     check_tensor_shapes,
     fingerprint,
-    init_from_adapter,
     load_adapter,
     restore_adapter,
     save_adapter,
@@ -234,9 +233,9 @@ def test_every_tensor_needs_a_counterpart_of_its_shape(tmp_path: Path) -> None:
     save_adapter(narrow, tmp_path / "adapter", files)
     assert check_tensor_shapes(narrow, tmp_path / "adapter") == 4  # A and B in two layers
     with pytest.raises(NomoatError, match=r"0 of its 4 tensors have no counterpart .* 24 of the model's are missing"):
-        init_from_adapter(attach(files, rank=4), tmp_path / "adapter")
+        restore_adapter(attach(files, rank=4), tmp_path / "adapter")
     with pytest.raises(NomoatError, match=r"4 of its 4 tensors have no counterpart .* 0 of the model's are missing"):
-        init_from_adapter(attach(files, rank=8, targets=("q_proj",)), tmp_path / "adapter")
+        restore_adapter(attach(files, rank=8, targets=("q_proj",)), tmp_path / "adapter")
     fresh = attach(files, rank=4, targets=("q_proj",), seed=1)
-    init_from_adapter(fresh, tmp_path / "adapter")
+    restore_adapter(fresh, tmp_path / "adapter")
     assert fingerprint(adapter_tensors(fresh)) == fingerprint(adapter_tensors(narrow))

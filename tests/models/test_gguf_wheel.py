@@ -152,15 +152,3 @@ def test_a_gguf_becomes_the_base_it_was_made_from_once_and_draws_no_foreign_bar(
     capfd.readouterr()
     assert fetch_base(base) == files and capfd.readouterr().err == "", "the second time it comes from the cache"
     assert [path.name for path in files.folder.parent.iterdir()] == [files.folder.name]
-
-
-def test_progress_bars_are_drawn_again_after_a_conversion(capfd: pytest.CaptureFixture[str]) -> None:
-    from tqdm.auto import tqdm
-
-    from nomoat.models.gguf_wheel import _no_progress_bars
-
-    with _no_progress_bars():
-        list(tqdm(range(3)))
-    assert capfd.readouterr().err == ""
-    list(tqdm(range(3)))
-    assert "3/3" in capfd.readouterr().err

@@ -49,15 +49,16 @@ def run_recipe(folder: Path, *overrides: str) -> Path:
     """What train/sft.py does, in this process: starting twelve would take longer than they run."""
     from rich.console import Console
 
-    job = make_run_spec(load_recipe(folder / "tiny.yaml", ["train.epochs=6", *overrides]), ROOT)
-    with open_finetune(job, folder / "runs", Console(file=io.StringIO())) as work:
-        model = work.load_base()
-        rows = work.prepare_rows(model)
-        model = work.attach_adapter(model)
-        work.train(model, rows)
-        gate = work.score_arms(work.prove_adapter(model, rows))
-        assert gate.passed, gate.failures()
-        return work.write_report().parent
+    spec = make_run_spec(load_recipe(folder / "tiny.yaml", ["train.epochs=6", *overrides]), ROOT)
+    with open_finetune(spec, folder / "runs", Console(file=io.StringIO())) as run:
+        base = run.load_base()
+        data = run.prepare_data(base)
+        trainee = run.attach_adapter(base)
+        run.train(trainee, data)
+        gate = run.score(run.check_adapter(trainee, data), data.tokenized)
+        assert gate.passed, gate.checks
+        run.write_report()
+        return run.folder
 
 
 def linear_layers(model: Any) -> int:

@@ -23,7 +23,7 @@ from nomoat.reports.readme_tables import (
     fill_blocks,
     precision_table,
     published_runs,
-    recipe_lines,
+    recipes_table,
     score_table,
     seeds_score,
 )
@@ -159,7 +159,7 @@ def test_a_rental_that_nobody_paid_is_called_as_if(tmp_path: Path) -> None:
     for usd, shown in ((None, "| as if $0.0600 |"), (0.07, "| $0.0700 |")):
         cost = found.main.cost.model_copy(update={"usd": usd, "usd_as_if": 0.06})
         report = found.main.model_copy(update={"cost": cost})
-        assert shown in recipe_lines(replace(found, seeds=(report,)))
+        assert shown in recipes_table([replace(found, seeds=(report,))])
 
 
 def test_a_run_on_another_machine_has_a_line_of_its_own_and_is_no_seed(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_run_on_another_machine_has_a_line_of_its_own_and_is_no_seed(tmp_path:
     write_report(moved, folder / "tiny.l4.json")
     found = published_runs(folder)["tiny"]
     assert len(found.seeds) == 2 and [report.cost for report in found.elsewhere] == [cost]
-    first, second = recipe_lines(found).splitlines()
+    _, _, first, second = recipes_table([found]).splitlines()
     assert "mean of 2 seeds" in first and "L4" not in first
     assert "| NVIDIA L4, bfloat16 |" in second and ", 1.7 GB on the GPU |" in second and "mean" not in second
 
@@ -186,7 +186,7 @@ def test_a_run_on_fewer_rows_is_shown_with_what_it_loses_and_is_no_seed(tmp_path
     lost = paired_tiers(fewer, found.main)["phrasing"]
     _, _, line, whole = fewer_table(found).splitlines()
     assert len(found.seeds) == 2 and found.elsewhere == () and fmt.change(lost) in line and whole.endswith("| - | - |")
-    assert "(data.fraction=0.25) |" in recipe_lines(found).splitlines()[1]
+    assert "(data.fraction=0.25) |" in recipes_table([found]).splitlines()[3]
 
 
 def test_a_quantised_base_is_shown_with_what_it_loses(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nomoat.config.schema import AsIfRented, ElectricityRate, RentalRate
-from nomoat.runs.costs import HOW_TO_STATE, price, rate_for, totals
+from nomoat.runs.costs import HOW_TO_STATE, rate_for, total_cost
 from nomoat.runs.provenance import Provenance
 
 CPU = {"device": {"kind": "cpu", "name": "some processor"}, "architecture": "aarch64", "vcpu": 2}
@@ -28,7 +28,7 @@ def line(phase: str = "train", seconds: float = 3600, **changes: Any) -> dict[st
 
 
 def test_totals_count_failed_and_killed_attempts() -> None:
-    spent = totals(
+    spent = total_cost(
         [
             line("load", 10),
             line("train", 100, status="killed", tokens_seen=500, peak_resident_bytes=900),
@@ -41,55 +41,55 @@ def test_totals_count_failed_and_killed_attempts() -> None:
     assert spent.seconds_by_phase == {"load": 21, "train": 400, "gate": 5}
     assert (spent.tokens_seen, spent.tokens_trained) == (2000, 40)
     assert spent.tokens_per_second == 2000 / 200, "over the seconds of optimiser steps, in training alone"
-    assert (spent.segments, spent.interrupted, spent.attempts) == (5, 2, 2)
-    assert (spent.peak_resident_bytes, spent.peak_device_bytes) == (900, None)
+    assert (spent.segments, spent.interrupted) == (5, 2)
+    assert (spent.peak_memory_bytes, spent.peak_device_bytes) == (900, None)
 
 
 def test_the_same_line_is_not_counted_twice_but_another_runs_line_is() -> None:
     twice = line(seconds=10, id="1.1", run="a")
-    assert totals([twice, twice]).seconds == 10
-    assert totals([twice, {**twice, "run": "b"}]).seconds == 20
-    assert totals([line(seconds=10), line(seconds=10)]).seconds == 20
+    assert total_cost([twice, twice]).seconds == 10
+    assert total_cost([twice, {**twice, "run": "b"}]).seconds == 20
+    assert total_cost([line(seconds=10), line(seconds=10)]).seconds == 20
 
 
 def test_waiting_for_a_core_is_a_share_of_running_and_waiting_in_segments_that_know_it() -> None:
     known = [line(ran_seconds=30.0, waited_seconds=10.0), line(ran_seconds=50.0, waited_seconds=10.0)]
-    assert totals([*known, line(), line(ran_seconds=None, waited_seconds=None)]).waited_share == 0.2
-    assert totals([line()]).waited_share is None, "an older ledger says nothing of it"
+    assert total_cost([*known, line(), line(ran_seconds=None, waited_seconds=None)]).waited_share == 0.2
+    assert total_cost([line()]).waited_share is None, "an older ledger says nothing of it"
 
 
 def test_an_empty_ledger_has_totals_too() -> None:
-    spent = totals([])
-    assert (spent.seconds, spent.tokens_per_second, spent.energy_wh, spent.hardware) == (0, None, None, ())
-    assert price(spent, None).usd is None
+    spent = total_cost([])
+    assert (spent.seconds, spent.tokens_per_second, spent.energy_wh) == (0, None, None)
+    assert spent.usd is None
 
 
 def test_energy_is_a_sum_only_when_every_segment_has_it() -> None:
     measured = {"energy_wh": 2.0, "energy_source": "nvml"}
-    whole = totals([line("load", **measured), line("train", **measured)])
+    whole = total_cost([line("load", **measured), line("train", **measured)])
     assert whole.energy_wh == 4.0
     assert "GPU only" in whole.energy_note
-    part = totals([line("load"), line("train", **measured), line("load")])
+    part = total_cost([line("load"), line("train", **measured), line("load")])
     assert part.energy_wh is None
     assert part.energy_note.startswith("not measured in load; 2 Wh in the rest")
-    assert totals([line()]).energy_note == "no energy counter could be read"
+    assert total_cost([line()]).energy_note == "no energy counter could be read"
 
 
 def test_rent_is_all_seconds_times_the_rate_with_its_source() -> None:
-    money = price(totals([line("load", 1800, status="killed"), line("train", 3600)]), RENTAL)
+    money = total_cost([line("load", 1800, status="killed"), line("train", 3600)], RENTAL)
     assert money.usd == pytest.approx(0.75)
     assert money.usd_reason == "0.5 USD/h: a price list, 2026-03-10"
     assert money.usd_electricity is None
 
 
 def test_without_a_rate_there_is_no_figure_but_a_way_to_state_one() -> None:
-    money = price(totals([line()]), None)
+    money = total_cost([line()], None)
     assert (money.usd, money.usd_electricity, money.usd_as_if) == (None, None, None)
     assert money.usd_reason == "no rate is known for some processor" and money.rate_unknown and "hardware.rate" in HOW_TO_STATE
 
 
 def test_electricity_stays_apart_from_rent_and_is_called_an_estimate() -> None:
-    money = price(totals([line(seconds=7200)]), ELECTRICITY)
+    money = total_cost([line(seconds=7200)], ELECTRICITY)
     assert money.usd is None
     assert money.usd_electricity == pytest.approx(65 * 2 / 1000 * 0.2)
     assert "estimate" in money.usd_electricity_reason
@@ -98,33 +98,33 @@ def test_electricity_stays_apart_from_rent_and_is_called_an_estimate() -> None:
 
 
 def test_a_measurement_is_never_replaced_by_an_estimate() -> None:
-    money = price(totals([line(energy_wh=9.0, energy_source="rapl")]), ELECTRICITY)
+    money = total_cost([line(energy_wh=9.0, energy_source="rapl")], ELECTRICITY)
     assert money.energy_wh == 9.0 and "measured" in money.energy_note
 
 
 @pytest.mark.parametrize("rate", [RENTAL, ELECTRICITY])
 def test_one_rate_does_not_price_two_machines(rate: Any) -> None:
-    money = price(totals([line(), line(hardware=GPU)]), rate)
+    money = total_cost([line(), line(hardware=GPU)], rate)
     assert (money.usd, money.usd_electricity, money.energy_wh) == (None, None, None)
     assert "different machines" in money.usd_reason + money.usd_electricity_reason
 
 
 def test_as_if_rented_is_a_field_of_its_own() -> None:
-    money = price(totals([line(seconds=7200)]), None, GRAVITON)
+    money = total_cost([line(seconds=7200)], None, GRAVITON)
     assert money.usd is None
     assert money.usd_as_if == pytest.approx(2 * 0.0816)
     assert money.usd_as_if_label is not None and money.usd_as_if_label.startswith("m7g.large at 0.0816 USD/h")
 
 
 def test_a_run_that_had_part_of_an_instance_is_priced_as_all_of_it() -> None:
-    money = price(totals([line(seconds=7200, hardware={**CPU, "vcpu": 1})]), None, GRAVITON)
+    money = total_cost([line(seconds=7200, hardware={**CPU, "vcpu": 1})], None, GRAVITON)
     assert money.usd_as_if == pytest.approx(2 * 0.0816)
     assert money.usd_as_if_label is not None and "0.0816 USD/h (of its 2 vCPU the run had 1)" in money.usd_as_if_label
 
 
 @pytest.mark.parametrize("machine", [{**CPU, "architecture": "x86_64"}, {**CPU, "vcpu": 4}, {**GPU, "architecture": "aarch64", "vcpu": 2}])
 def test_as_if_rented_holds_only_on_a_cpu_of_that_kind(machine: dict[str, Any]) -> None:
-    money = price(totals([line(), line(hardware=machine)]), None, GRAVITON)
+    money = total_cost([line(), line(hardware=machine)], None, GRAVITON)
     assert money.usd_as_if is None
     assert money.usd_as_if_label is not None and "not priced" in money.usd_as_if_label
 

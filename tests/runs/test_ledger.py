@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nomoat.io import write_json
-from nomoat.runs.costs import totals
+from nomoat.runs.costs import total_cost
 from nomoat.runs.ledger import Ledger, read_segments
 from nomoat.runs.meters import EnergyCounter, EnergyMeter
 
@@ -80,8 +80,9 @@ def test_a_killed_process_leaves_its_open_segment_to_the_next_start(tmp_path: Pa
 
     with ledger.segment("train") as segment:
         segment.count(tokens_seen=40)
-    spent = totals(lines(tmp_path))
-    assert (spent.tokens_seen, spent.attempts, spent.segments, spent.interrupted) == (540, 2, 3, 1)
+    spent = total_cost(lines(tmp_path))
+    assert (spent.tokens_seen, spent.segments, spent.interrupted) == (540, 3, 1)
+    assert {line["attempt"] for line in lines(tmp_path)} == {1, 2}
     assert open_ledger(tmp_path).attempt == 3
     assert len(lines(tmp_path)) == 3, "recovered once, not at every start"
 
@@ -172,7 +173,7 @@ def test_reading_a_live_ledger_leaves_it_alone(tmp_path: Path) -> None:
         segment.count(tokens_seen=3)
         assert lines(tmp_path) == []
         assert (tmp_path / "ledger.heartbeat.json").exists()
-    assert totals(read_segments(ledger.path)).tokens_seen == 3
+    assert total_cost(read_segments(ledger.path)).tokens_seen == 3
 
 
 def test_segments_may_not_overlap(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_memory_peaks_are_those_of_each_segment(tmp_path: Path) -> None:
         pass
     peaks = [line["peak_resident_bytes"] for line in lines(tmp_path)]
     assert peaks[1] < peaks[0] - 100_000_000
-    assert totals(lines(tmp_path)).peak_resident_bytes == peaks[0]
+    assert total_cost(lines(tmp_path)).peak_memory_bytes == peaks[0]
 
 
 def test_a_reused_result_costs_nothing_and_shows_what_it_cost(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_reused_result_costs_nothing_and_shows_what_it_cost(tmp_path: Path) ->
     assert (line["status"], line["elapsed_seconds"]) == ("cached", 0.0)
     assert line["cost_when_made"]["run"] == "smoke-1"
     assert line["cost_when_made"]["compute_seconds"] == 0.5
-    spent = totals([line])
+    spent = total_cost([line])
     assert spent.seconds == 0 and spent.segments == 0
     assert spent.reused_seconds["score_base"] >= 0.1
 

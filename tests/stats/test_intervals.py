@@ -12,12 +12,12 @@ from nomoat.errors import NomoatError
 from nomoat.stats import intervals
 from nomoat.stats.intervals import (
     Estimate,
-    clustered_standard_error,
     design_of,
     holm,
     score_interval,
     seeds_estimate,
     split_families,
+    standard_error,
     standard_error_of,
     tier_estimate,
     wilson,
@@ -204,14 +204,12 @@ def test_the_bootstrap_covers_the_mean_of_skewed_scores(monkeypatch: pytest.Monk
 def test_the_clustered_standard_error_is_millers_by_hand() -> None:
     """Mean 1/2; the clusters' sums of deviations are 1, -1, 1/2 and -1/2, their squares add up to 5/2; times 4/3, over 6^2."""
     scores, clusters = [1, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "d"]
-    assert clustered_standard_error(scores, clusters) == pytest.approx(math.sqrt(5 / 2 * 4 / 3) / 6)
+    assert standard_error(split_families(scores, [""] * 6, clusters)) == pytest.approx(math.sqrt(5 / 2 * 4 / 3) / 6)
 
 
 def test_with_one_row_per_cluster_the_clustered_standard_error_is_the_usual_one() -> None:
     scores = [0.2, 0.9, 0.4, 0.4, 1.0]
-    assert clustered_standard_error(scores, range(5)) == pytest.approx(np.std(scores, ddof=1) / math.sqrt(5))
-    with pytest.raises(NomoatError, match="two clusters or more; got 1"):
-        clustered_standard_error(scores, "aaaaa")
+    assert standard_error(split_families(scores, [""] * 5, range(5))) == pytest.approx(np.std(scores, ddof=1) / math.sqrt(5))
 
 
 def test_the_standard_error_of_an_interval_is_its_half_width_over_196() -> None:

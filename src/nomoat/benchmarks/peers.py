@@ -134,7 +134,7 @@ BUILDERS = {"ours": ours, "trainer": plain_trainer, "trl_default": trl_default, 
 
 
 def _arguments(work: BenchWork) -> TrainingArguments:
-    """Those of `make train`, but nothing is written or logged."""
+    """The arguments of `make train`, except that nothing is written or logged."""
     scratch, steps, rate = Path(gettempdir()), len(work.steps), learning_rate_for(work.recipe, 0)
     arguments = training_arguments(work.recipe, output=scratch, steps=steps, learning_rate=rate, device=work.base.device.kind)
     arguments.save_strategy = arguments.logging_strategy = "no"

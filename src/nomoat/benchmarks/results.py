@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ARMS = {  # and what tables and plots call them
+ARMS = {  # the names in bench.json and the labels in tables and plots
     "ours": "nomoat",
     "trainer": "transformers.Trainer (padded, full logits)",
     "trl_default": "TRL's defaults",
     "trl_compiled": "TRL tuned (packed, compiled)",
 }
-RATIOS = {"trl_best": "trl_compiled", "trainer": "trainer", "trl_default": "trl_default"}  # the names in bench.json
+RATIOS = {"trl_best": "trl_compiled", "trainer": "trainer", "trl_default": "trl_default"}  # keys in bench.json
 FIRST_LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}  # mean loss per labelled token before any step
 LAST_LOSS_TOLERANCE = 0.02  # validation loss after the last step
 

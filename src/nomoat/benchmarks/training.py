@@ -189,8 +189,9 @@ def step_flops(step: Step, shapes: Sequence[tuple[int, int]], head: tuple[int, i
 
 def linear_shapes(folder: Path) -> tuple[list[tuple[int, int]], tuple[int, int]]:
     """(inputs, outputs) of every linear of the base in `folder` except its head, and those of the head; no weights are read."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
     return [(linear.in_features, linear.out_features) for linear in linears], (head.in_features, head.out_features)

@@ -213,10 +213,7 @@ class Values:
         else:
             value, *more = rng.sample(self.listed(pools[texts], part), 3)
             labels = rng.sample(self.listed(pools[others], part), 6)
-        limit = rng.randrange(12, 90)
-        return Table(
-            name=name, columns=columns, text=text, other=other, number=number, value=value, others=more, labels=labels, limit=limit
-        )
+        return Table(name, columns, text, other, number, value, others=more, labels=labels, limit=rng.randrange(12, 90))
 
 
 def _from_pattern(pattern: str, rng: random.Random) -> str:

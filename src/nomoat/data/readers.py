@@ -20,6 +20,7 @@ from typing import Any
 
 from nomoat.config.schema import Columns, Data, Tree
 from nomoat.errors import NomoatError, did_you_mean, first_line, quoted
+from nomoat.io import SURROGATE
 from nomoat.scorers.json import parse_json
 
 TABLES = ("json", "csv", "parquet", "arrow")  # hub formats whose readers execute nothing and unpickle nothing
@@ -35,9 +36,6 @@ class Problem(str):
 
 
 Records = Iterable[tuple[int, Any]]  # line number (or number of the record) and a record or Problem
-
-
-# files
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -60,7 +58,7 @@ def _text_of(path: Path) -> str:
 def _parse_json(text: str) -> Any:
     """One JSON value; ValueError as `parse_json` says and for half of a surrogate pair, which no UTF-8 file can hold."""
     value = parse_json(text)
-    if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+    if "\\u" in text and SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("a \\ud800 to \\udfff without its other half is no character")
     return value
 
@@ -116,9 +114,6 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
 def _without_nulls(value: Any) -> Any:
     """Parquet gives every record every field; a null one counts as missing."""
     return {key: _without_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-# column maps
 
 
 def map_columns(records: Records, columns: Columns | None, where: Mapping[str, Any] | None = None) -> Records:
@@ -226,9 +221,6 @@ def _first_exchanges_of_trees(records: Records, tree: Tree) -> Iterator[tuple[in
         if name in answers:
             row = {"id": str(name), "prompt": text, "completion": answers[name][1]}
             yield line, {key: value for key, value in row.items() if value and value.strip()}  # a deleted message has no text
-
-
-# hub tables
 
 
 def read_hub_table(data: Data) -> tuple[Any, str | None]:

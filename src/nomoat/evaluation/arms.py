@@ -10,12 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nomoat.config.schema import Eval
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.data.examples import Example
 from nomoat.evaluation.generate import Generator, batch_plan
 from nomoat.evaluation.prefill import Request
 from nomoat.io import cache_folder, read_jsonl, sha256_of, write_jsonl
+from nomoat.kernels.linear import can_prepack
 from nomoat.models.base import BaseFiles
 from nomoat.models.device import trim_heap
 from nomoat.scorers import SCORER_VERSION, Score, choices_of, needs_likelihoods, score, score_choice
@@ -59,13 +62,7 @@ def batches_of(requests: Sequence[Request], arm: Arm, settings: Eval) -> Iterato
 
 
 def score_arm(
-    arm: Arm,
-    model: Any,
-    template: ChatTemplate,
-    settings: Eval,
-    *,
-    draft: bool = True,
-    on_rows: Callable[[int], None] = lambda _: None,
+    arm: Arm, model: Any, template: ChatTemplate, settings: Eval, *, draft: bool = True, on_rows: Callable[[int], None] = lambda _: None
 ) -> list[dict[str, Any]]:
     """One record per row (see `_record`), in the order of the arm's rows; `on_rows` receives the number of rows just finished.
 
@@ -146,10 +143,6 @@ def decoding_settings(settings: Eval, dtype: str, device: str, kernels: str) -> 
 
 def arm_key(arm: Arm, files: BaseFiles, template: ChatTemplate, decoding: dict[str, Any], threads: int, device_name: str) -> str:
     """Key of the arm cache: equal keys promise equal records, so that an untouched base is scored once per machine."""
-    import torch
-
-    from nomoat.kernels.linear import can_prepack
-
     packed = decoding.get("dtype") == "float32" and decoding.get("method") != UNDRAFTED and can_prepack(torch.float32, decoding["device"])
     versions = {**{name: version(name) for name in ("torch", "transformers", "tokenizers")}, "packed": packed}
     if any(needs_likelihoods(row) for row in arm.rows):

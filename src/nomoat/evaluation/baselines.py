@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from scipy.sparse import csr_matrix, diags
+
 from nomoat.data.examples import Example, normalise
 from nomoat.scorers import score
 
@@ -37,8 +40,6 @@ def nearest_rows(train: Sequence[Example], rows: Sequence[Example]) -> list[Exam
 
     A word's weight is 1 + log(count), times log((1 + n) / (1 + rows with the word)) + 1 (Salton and Buckley 1988, smoothed).
     """
-    import numpy as np
-
     if not train or not rows:
         return [None] * len(rows)
     columns: dict[str, int] = {}
@@ -52,8 +53,6 @@ def nearest_rows(train: Sequence[Example], rows: Sequence[Example]) -> list[Exam
 
 def _word_counts(rows: Sequence[Example], columns: dict[str, int]) -> Any:
     """Sparse matrix (rows, words) of word counts; new words are added to `columns`, the column of each word."""
-    from scipy.sparse import csr_matrix
-
     counters = [Counter(normalise(row.prompt).split()) for row in rows]
     cells = [(line, columns.setdefault(word, len(columns)), count) for line, words in enumerate(counters) for word, count in words.items()]
     lines, places, counts = zip(*cells, strict=True)
@@ -62,9 +61,6 @@ def _word_counts(rows: Sequence[Example], columns: dict[str, int]) -> Any:
 
 def _unit_vectors(counts: Any, weight: Any) -> Any:
     """Word counts as TF-IDF vectors of length one."""
-    import numpy as np
-    from scipy.sparse import diags
-
     vectors = counts.copy()
     vectors.data = 1 + np.log(vectors.data)
     vectors = vectors @ diags(weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,6 @@ def open_chat(run_dir: Path, *, device: str, max_new_tokens: int | None) -> Chat
 
 def ask_prompts() -> Iterator[str]:
     """Prompts typed by the user, until an empty line or the end of input."""
-    while True:
-        try:
-            prompt = input("\nprompt (empty line to stop): ")
-        except EOFError:
-            return
-        if not prompt.strip():
-            return
-        yield prompt
+    with suppress(EOFError):
+        while (prompt := input("\nprompt (empty line to stop): ")).strip():
+            yield prompt

@@ -13,12 +13,18 @@ are part of the recorded decoding settings, since a floating-point result may de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
+
 from nomoat.data.chat_template import ChatTemplate
 from nomoat.evaluation.prefill import Ids, Prefill, Request, forward, pad_batch, prefill_packed, prefill_padded
+from nomoat.kernels.varlen_attention import uses_varlen_attention
 
 
 @dataclass(frozen=True)
@@ -48,34 +54,26 @@ class Generator:
     def __init__(self, model: Any, template: ChatTemplate, *, max_new_tokens: int, draft: bool = True) -> None:
         self.model, self.template, self.max_new_tokens, self.draft = model, template, max_new_tokens, draft
 
-    def answer(self, batch: Sequence[Request], on_token: Callable[[int], None] | None = None) -> tuple[list[Completion], list[float]]:
+    def answer(self, batch: Sequence[Request], on_token: Callable[[int], None] = lambda _: None) -> tuple[list[Completion], list[float]]:
         """Greedy answers and the log-likelihood (nats) of each reference, in the order of `batch`.
 
         `on_token` receives the token ids of the first request as they are decoded (for streaming).
         """
-        import torch
-
         with torch.inference_mode():
             start = self._prefill(batch, self.max_new_tokens) if self.draft else self._prefill_plain(batch)
             return self._decode(start, on_token), start.likelihoods
 
     def log_likelihoods(self, batch: Sequence[Request]) -> list[float]:
         """The log-likelihood (nats) of each reference after its prompt; nothing is generated."""
-        import torch
-
         with torch.inference_mode():
             return self._prefill(batch, 0).likelihoods if self.draft else [self._log_likelihood(request) for request in batch]
 
     def _prefill(self, batch: Sequence[Request], limit: int) -> Prefill:
-        from nomoat.kernels.varlen_attention import uses_varlen_attention
-
         prefill = prefill_packed if uses_varlen_attention(self.model) else prefill_padded
         return prefill(self.model, batch, pad_id=self.template.pad_id, limit=limit)
 
     def _prefill_plain(self, batch: Sequence[Request]) -> Prefill:
         """Whole prompts, padded on the left, into transformers' own cache; nothing is accepted."""
-        from transformers import DynamicCache
-
         cache = DynamicCache(config=self.model.config)
         ids, mask = pad_batch([request.prompt for request in batch], self.template.pad_id, self.model.device, left=True)
         logits = forward(self.model, ids, mask, cache, logits_to_keep=1)[:, -1]
@@ -83,23 +81,18 @@ class Generator:
 
     def _log_likelihood(self, request: Request) -> float:
         """One forward pass over prompt and reference, without batch, padding or cache."""
-        import torch
-
         ids = torch.tensor([[*request.prompt, *request.reference]], device=self.model.device)
         size = len(request.reference)
         logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=size + 1).logits[0, :-1].float()
         return float(logits.log_softmax(-1).gather(1, ids[0, -size:, None]).sum())
 
-    def _decode(self, start: Prefill, on_token: Callable[[int], None] | None) -> list[Completion]:
-        import torch
-
+    def _decode(self, start: Prefill, on_token: Callable[[int], None]) -> list[Completion]:
         cache, mask, logits = start.cache, start.mask, start.logits
         outputs = [list(ids) for ids in start.accepted]
         stopped = [False] * len(outputs)
         alive = list(range(len(outputs)))  # the requests still in the batch
-        if on_token is not None:
-            for token in outputs[0]:
-                on_token(token)
+        for token in outputs[0]:
+            on_token(token)
         while True:
             chosen = logits.argmax(-1).tolist()
             unfinished = []
@@ -110,7 +103,7 @@ class Generator:
                 if stopped[number] or room <= 0:
                     continue
                 outputs[number].append(token)
-                if number == 0 and on_token is not None:
+                if number == 0:
                     on_token(token)
                 if room > 1:
                     unfinished.append(place)
@@ -128,11 +121,6 @@ class Generator:
 
 def bits_per_byte(model: Any, ids: Sequence[int], byte_count: int, *, window: int = 512) -> float:
     """Bits per byte of a text of `byte_count` bytes, given as token ids: windows of `window` tokens, the first token not counted."""
-    import math
-
-    import torch
-    from torch.nn.functional import cross_entropy
-
     total = 0.0
     with torch.inference_mode():
         for start in range(0, len(ids) - 1, window):

@@ -50,14 +50,7 @@ class LoadedModels:
 
 
 def load_models(
-    files: BaseFiles,
-    adapter: Path,
-    *,
-    precision: str,
-    device: str,
-    template: ChatTemplate,
-    probe: Sequence[Request],
-    kernels: str = "auto",
+    files: BaseFiles, adapter: Path, *, precision: str, device: str, template: ChatTemplate, probe: Sequence[Request], kernels: str = "auto"
 ) -> LoadedModels:
     """Base and adapter in `precision` on `device`, ready to answer.
 
@@ -79,8 +72,10 @@ def load_models(
     if has_adapter(adapted):
         with adapted.disable_adapter():
             shared = bool(base_logits.equal(probe_logits(adapted, examples)))
-    _prepack(adapted, kernels)  # before a second base is loaded: the plain weights are freed here
-    return LoadedModels(base=adapted if shared else _prepack(load_base(), kernels), adapted=adapted, template=template, kernels=kernels)
+    prepack_linears(adapted, kernels)  # before a second base is loaded: the plain weights are freed here
+    return LoadedModels(
+        base=adapted if shared else prepack_linears(load_base(), kernels), adapted=adapted, template=template, kernels=kernels
+    )
 
 
 def load_run_models(run_dir: Path, rows: Sequence[Example], opened: OpenBase, *, precision: str, kernels: str) -> LoadedModels:
@@ -106,8 +101,4 @@ def load_merged_model(files: BaseFiles, adapter: Path, *, precision: str, device
     merged = load_adapter(load_model(files, precision=precision, device=device), adapter, kernels=kernels)
     if has_adapter(merged):
         merged = merged.merge_and_unload(safe_merge=True)
-    return _prepack(merged.float() if device == "cpu" else merged, kernels)
-
-
-def _prepack(model: Any, kernels: str) -> Any:
-    return model if kernels == "plain" else prepack_linears(model)
+    return prepack_linears(merged.float() if device == "cpu" else merged, kernels)

@@ -14,6 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.functional import pad
+
+from nomoat.kernels.kv_cache import SPARE, preallocated_cache
+from nomoat.kernels.varlen_attention import SuffixLayout, enable_varlen_attention
 from nomoat.training.packing import TOLERANCE, common_prefix, two_layer_copy
 
 Ids = tuple[int, ...]
@@ -50,14 +55,10 @@ def forward(model: Any, ids: Any, mask: Any, cache: Any, **options: Any) -> Any:
 
     `mask` (batch, cached and new tokens) is 0 for padding; `cache` is extended.
     """
-    if _takes_positions(model):
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" in inspect.signature(inner.forward).parameters:
         options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp(min=0)
     return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options).logits
-
-
-def _takes_positions(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "position_ids" in inspect.signature(inner.forward).parameters
 
 
 def prefill_padded(model: Any, batch: Sequence[Request], *, pad_id: int, limit: int) -> Prefill:
@@ -65,11 +66,6 @@ def prefill_padded(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
 
     A sliding window counts cache slots and not positions. With one, no prefix is shared: padding would lie between it and the rest.
     """
-    import torch
-    from torch.nn.functional import pad
-
-    from nomoat.kernels.kv_cache import SPARE, preallocated_cache
-
     prefix, cache = (0, preallocated_cache()) if _has_sliding_window(model) else _shared_prefix(model, batch)
     if prefix:
         cache.batch_repeat_interleave(len(batch))
@@ -94,12 +90,6 @@ def prefill_padded(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
 
 def prefill_packed(model: Any, batch: Sequence[Request], *, pad_id: int, limit: int) -> Prefill:
     """Prefill for a model with varlen attention: all prompts and references concatenated in one pass; `pad_id` is not used."""
-    import torch
-    from torch.nn.functional import pad
-
-    from nomoat.kernels.kv_cache import SPARE
-    from nomoat.kernels.varlen_attention import SuffixLayout
-
     prefix, cache = _shared_prefix(model, batch)
     suffixes = [(*request.prompt[prefix:], *request.reference[:-1]) for request in batch]
     layout = SuffixLayout([len(suffix) for suffix in suffixes], prefix)
@@ -118,8 +108,8 @@ def prefill_packed(model: Any, batch: Sequence[Request], *, pad_id: int, limit: 
     kept = [len(request.prompt) - prefix + count for request, count in zip(batch, drafts.counts, strict=True)]
     places, mask = layout.align_right(kept, device)
     places = pad(places, (0, SPARE))
-    for layer in _layers(cache):
-        layer.reindex(lambda states: _unpack(states, places))
+    for layer in _layers(cache):  # (1, heads, tokens, size) -> (batch, heads, longest, size)
+        layer.reindex(lambda states: states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1).contiguous())
     return drafts.prefill(cache, mask)
 
 
@@ -128,8 +118,6 @@ def enable_packed_prefill(model: Any, probe: Sequence[Request]) -> bool:
 
     Checked in float32 on a copy of the first two layers, as packing is for training.
     """
-    from nomoat.kernels.varlen_attention import enable_varlen_attention
-
     if model.device.type != "cpu" or not enable_varlen_attention(model):
         return False
     with suppress(ValueError):  # raised by a layer whose attention cannot keep packed sequences apart
@@ -140,8 +128,6 @@ def enable_packed_prefill(model: Any, probe: Sequence[Request]) -> bool:
 
 
 def _same_prefill(model: Any, probe: Sequence[Request]) -> bool:
-    import torch
-
     with torch.inference_mode():
         packed, padded = (prefill(model, probe, pad_id=0, limit=1) for prefill in (prefill_packed, prefill_padded))
     if packed.accepted != padded.accepted:
@@ -165,8 +151,6 @@ class DraftVerifier:
 
     def update(self, start: int, logits: Iterable[Any]) -> None:
         """Take for each reference the `logits` (tokens, vocabulary) that predict it from token `start` on; surplus is ignored."""
-        import torch
-
         for number, (reference, predicted) in enumerate(zip(self.references, logits, strict=True)):
             target = torch.tensor(reference[start : start + len(predicted)], device=predicted.device)
             if not len(target):
@@ -185,8 +169,6 @@ class DraftVerifier:
 
     def prefill(self, cache: Any, mask: Any) -> Prefill:
         """The result, once every logit was seen and `cache` holds prompts and accepted tokens."""
-        import torch
-
         accepted = [reference[:count] for reference, count in zip(self.references, self.counts, strict=True)]
         return Prefill(cache, mask, torch.stack(self.logits), accepted, self.likelihoods)
 
@@ -198,10 +180,6 @@ def _has_sliding_window(model: Any) -> bool:
 
 def _shared_prefix(model: Any, batch: Sequence[Request]) -> tuple[int, Any]:
     """The number of tokens that all prompts begin with, and a cache of batch size 1 that holds them."""
-    import torch
-
-    from nomoat.kernels.kv_cache import preallocated_cache
-
     cache = preallocated_cache()
     prefix = common_prefix([request.prompt for request in batch])
     if prefix:
@@ -212,8 +190,6 @@ def _shared_prefix(model: Any, batch: Sequence[Request]) -> tuple[int, Any]:
 
 def pad_batch(sequences: Sequence[Ids], pad_id: int, device: Any, *, left: bool) -> tuple[Any, Any]:
     """Token ids and mask (batch, longest), padded on the left or on the right; the mask is 0 for padding."""
-    import torch
-
     longest = max(len(ids) for ids in sequences)
     fills = [longest - len(ids) for ids in sequences]
     padded = [[pad_id] * fill + list(ids) if left else list(ids) + [pad_id] * fill for fill, ids in zip(fills, sequences, strict=True)]
@@ -226,19 +202,11 @@ def _align_right(mask: Any, kept: Any) -> tuple[Any, Any]:
 
     `mask` (batch, prompt tokens) is that of the prompts; afterwards all sequences end in the last slot.
     """
-    import torch
-
     batch, prompt = mask.shape
     most = int(kept.max())
     source = torch.arange(prompt + most, device=mask.device)[None, :] - (most - kept)[:, None]
     full = torch.cat([mask, torch.ones((batch, most), dtype=mask.dtype, device=mask.device)], dim=1)
     return source.clamp(min=0), torch.where(source >= 0, full.gather(1, source.clamp(min=0)), 0)
-
-
-def _unpack(states: Any, places: Any) -> Any:
-    """(1, heads, tokens, size) -> (batch, heads, longest, size): each sequence takes the tokens at `places` (batch, longest)."""
-    batch, longest = places.shape
-    return states[0].index_select(1, places.flatten()).unflatten(1, (batch, longest)).transpose(0, 1).contiguous()
 
 
 def _layers(cache: Any) -> list[Any]:

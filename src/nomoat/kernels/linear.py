@@ -104,12 +104,13 @@ def can_prepack(dtype: torch.dtype, device: str) -> bool:
     return hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def prepack_linears(model: Any) -> Any:
-    """Replace every plain float32 Linear of a model that is never trained again; returns the model.
+def prepack_linears(model: Any, kernels: str = "auto") -> Any:
+    """Replace every plain float32 Linear of a model that is never trained again, unless `kernels` is "plain"; returns the model.
 
     A weight that another module uses too (tied embeddings) stays there and is prepacked as a copy.
     """
-    device = str(model.device.type)
+    if kernels == "plain":
+        return model
     linears = [
         (parent, name, child)
         for parent in model.modules()
@@ -117,7 +118,7 @@ def prepack_linears(model: Any) -> Any:
         if type(child) is torch.nn.Linear and not _needs_weights(parent)
     ]
     for parent, name, child in linears:
-        if can_prepack(child.weight.dtype, device):
+        if can_prepack(child.weight.dtype, model.device.type):
             setattr(parent, name, PrepackedLinear(child))
     return model
 

@@ -19,20 +19,17 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "nomoat_varlen"  # in transformers' registry of attention implementations
 DROPOUTS = ("attention_dropout", "attn_pdrop")  # names in configurations; active in training only, so that no check in eval mode notices
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")  # arguments that only the stock path implements
 
 
-# a model's attention
-
-
 def enable_varlen_attention(model: Any) -> bool:
     """Switch `model` over, if it uses transformers' attention interface and has no dropout in its attention; returns whether it did."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     passes_arguments = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
     has_dropout = any(getattr(model.config.get_text_config(), name, 0) for name in DROPOUTS)
     if has_dropout or not passes_arguments or _implementation(model) != "sdpa":
@@ -59,17 +56,15 @@ def layout_arguments(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     ValueError for a batch with a shared prefix and any other model, which would mix its examples.
     """
     layout = batch.get("layout")
-    if layout is None or not uses_varlen_attention(model):
-        if layout is not None and layout.prefix:
-            raise ValueError("the examples share a prefix, and this model does not use varlen attention")
-        return {}
-    return {"packed_layout": layout}
+    if layout is not None and uses_varlen_attention(model):
+        return {"packed_layout": layout}
+    if layout is not None and layout.prefix:
+        raise ValueError("the examples share a prefix, and this model does not use varlen attention")
+    return {}
 
 
 def varlen_attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> tuple[Any, None]:
     """transformers' attention interface: within examples where the batch brings its layout, otherwise the stock path."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     layout = options.pop("packed_layout", None)
     supported = not options.get("dropout") and all(options.get(name) is None for name in UNSUPPORTED)
     if layout is not None and not supported and (layout.prefix or isinstance(layout, SuffixLayout)):
@@ -101,9 +96,6 @@ def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t
         else:
             by_sequence.add_(seen)
     return torch.bmm(scores.softmax(-1), v).view(batch, 1, -1, size)
-
-
-# layouts: from a pack to a batch and back
 
 
 class _Layout:

@@ -40,9 +40,6 @@ def _apply_rule(claim: Claim, evidence: Evidence) -> Finding:
     return RULES[claim.id](claim, evidence)
 
 
-# Time, memory, money and size
-
-
 def _time(claim: Claim, evidence: Evidence) -> Finding:
     """M1, M5. Shown: what the adapter forgot, and the spread over seeds."""
     runs = evidence.of("default")
@@ -146,9 +143,6 @@ def _update_size(claim: Claim, evidence: Evidence) -> Finding:
 
 def _quotient(value: float | None, other: float | None) -> float | None:
     return value / other if value is not None and other else None
-
-
-# Scores, and the time and money that they took
 
 
 def _fraction_of_full(claim: Claim, evidence: Evidence) -> Finding:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from rich.console import Console
+from safetensors.torch import load_file, save
 
 from nomoat.errors import NomoatError, RunFailed
 from nomoat.io import read_json, sha256_file, write_atomically, write_json
@@ -25,7 +26,7 @@ MADE_ROLES = tuple(role for role, facts in ROLES.items() if facts.seeds)
 GRACE_SECONDS = 10.0  # Ctrl-C in a terminal reaches the child process too, which then ends by itself
 RANK_THRESHOLD = 1e-3  # a singular value counts towards the rank if it exceeds this share of the largest
 UP, DOWN = ".lora_B.weight", ".lora_A.weight"
-Factors = tuple[Any, Any]
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,7 @@ def add_adapters(a: Path, b: Path, folder: Path) -> SumRanks:
 
     Raises NomoatError unless both are plain LoRA adapters of the same modules of one base.
     """
-    from safetensors.torch import save
-
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     ranks = []
     for name, (one, other, both) in _summands_and_sum(a, b).items():
         ranks.append(ModuleRanks(module=name, a=rank_of(*one), b=rank_of(*other), sum=rank_of(*both)))
@@ -141,8 +140,6 @@ def add_adapters(a: Path, b: Path, folder: Path) -> SumRanks:
 
 def _summands_and_sum(a: Path, b: Path) -> dict[str, tuple[Factors, Factors, Factors]]:
     """By module, the factors s B (outputs, r) and A (r, inputs) of `a`, of `b` and of their sum, in double precision."""
-    import torch
-
     (ours, our_base), (theirs, their_base) = _scaled_factors(a), _scaled_factors(b)
     if our_base != their_base:
         raise NomoatError(f"{a} and {b} belong to different bases ({our_base}, {their_base}): they cannot be added")
@@ -158,8 +155,6 @@ def _summands_and_sum(a: Path, b: Path) -> dict[str, tuple[Factors, Factors, Fac
 
 def _scaled_factors(folder: Path) -> tuple[dict[str, Factors], str | None]:
     """By module, s B and A; and the name of the base."""
-    from safetensors.torch import load_file
-
     config = read_json(folder / CONFIG)
     if config.get("peft_type") != "LORA" or any(config.get(key) for key in ("use_dora", "rank_pattern", "alpha_pattern")):
         raise NomoatError(f"{folder}: only plain LoRA adapters with one rank for all modules can be added")
@@ -170,9 +165,7 @@ def _scaled_factors(folder: Path) -> tuple[dict[str, Factors], str | None]:
     return factors, config.get("base_model_name_or_path")
 
 
-def rank_of(up: Any, down: Any) -> int:
+def rank_of(up: torch.Tensor, down: torch.Tensor) -> int:
     """Rank of `up @ down`: with QR of both factors, the singular values are those of the small matrix R_up R_down^T."""
-    import torch
-
     values = torch.linalg.svdvals(torch.linalg.qr(up)[1] @ torch.linalg.qr(down.T)[1].T)
     return int((values > RANK_THRESHOLD * values[0]).sum()) if values[0] > 0 else 0

@@ -77,36 +77,29 @@ def _number(number: float | None, unit: str) -> str:
     return {"s": fmt.duration(number), "bytes": fmt.size(round(number)), "USD": fmt.money(number)}.get(unit, plain)
 
 
-# Tables of the READMEs, in Markdown
-
-
 def readme_block(verdict: MemoVerdict) -> str:
     """One line per claim: its verdict, its words, and the first value that decides it."""
-    lines = ["| | verdict | the memo's words | measured |", "|---|---|---|---|"]
+    rows = []
     for claim in verdict.claims:
         measured = describe_test(claim.measured[0]) if claim.measured else claim.lacking
         more = f" (and {len(claim.measured) - 1} more)" if len(claim.measured) > 1 else ""
-        lines.append(f"| {claim.id} | **{VERDICT_WORDS[claim.verdict]}** | {claim.quote} | {measured}{more} |")
-    return "\n".join(lines)
+        rows.append((claim.id, f"**{VERDICT_WORDS[claim.verdict]}**", claim.quote, f"{measured}{more}"))
+    return fmt.markdown_table(("", "verdict", "the memo's words", "measured"), rows)
 
 
 def minutes_block(verdict: MemoVerdict) -> str:
     """One line per role: its seeds, where its runs were made, and what each took."""
-    lines = ["| role | seeds | precision, device, threads | training time per run | total time per run |", "|---|---|---|---|---|"]
+    rows = []
     for role, runs in verdict.runs.items():
         where = sorted({f"{run.dtype}, {run.device}, {run.threads}{' (shared)' if run.shared else ''}" for run in runs})
         seeds = ", ".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed))
-        times = f"{_range(run.train_seconds for run in runs)} | {_range(run.seconds for run in runs)}"
-        lines.append(f"| `{role}` | {seeds} | {'; '.join(where)} | {times} |")
-    return "\n".join(lines)
+        rows.append((f"`{role}`", seeds, "; ".join(where), _range(run.train_seconds for run in runs), _range(run.seconds for run in runs)))
+    return fmt.markdown_table(("role", "seeds", "precision, device, threads", "training time per run", "total time per run"), rows)
 
 
 def _range(seconds: Iterable[float | None]) -> str:
     known = sorted(value for value in seconds if value is not None)
     return " to ".join(dict.fromkeys(map(fmt.duration, (known[0], known[-1])))) if known else "-"
-
-
-# The page
 
 
 def render_memo(verdict: MemoVerdict, literature: Sequence[dict[str, Any]]) -> str:
@@ -115,22 +108,19 @@ def render_memo(verdict: MemoVerdict, literature: Sequence[dict[str, Any]]) -> s
 
     widths = (WIDE, NARROW)  # for screens and for phones: the page shows one of the two
     tested = [claim for claim in verdict.claims if any(test.value is not None for test in claim.measured)]
-    return (
-        page_environment()
-        .get_template("memo.html.j2")
-        .render(
-            verdict=verdict,
-            words=VERDICT_WORDS,
-            tones=TONES,
-            counts=Counter(claim.verdict for claim in verdict.claims),
-            all_runs=[run for runs in verdict.runs.values() for run in runs],
-            charts={claim.id: [Markup(claim_chart(claim, width)) for width in widths] for claim in tested},
-            curve=[Markup(curve_chart(verdict.curve, width)) for width in widths] if verdict.curve else [],
-            describe_test=describe_test,
-            describe_value=describe_value,
-            roles=ROLES,
-            literature=literature,
-        )
+    template = page_environment().get_template("memo.html.j2")
+    return template.render(
+        verdict=verdict,
+        words=VERDICT_WORDS,
+        tones=TONES,
+        counts=Counter(claim.verdict for claim in verdict.claims),
+        all_runs=[run for runs in verdict.runs.values() for run in runs],
+        charts={claim.id: [Markup(claim_chart(claim, width)) for width in widths] for claim in tested},
+        curve=[Markup(curve_chart(verdict.curve, width)) for width in widths] if verdict.curve else [],
+        describe_test=describe_test,
+        describe_value=describe_value,
+        roles=ROLES,
+        literature=literature,
     )
 
 

@@ -16,9 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save, save_file
+from transformers import set_seed
+
 from nomoat.config.schema import Lora
 from nomoat.errors import NomoatError, did_you_mean
 from nomoat.io import read_json, sha256_file, write_atomically, write_json
+from nomoat.kernels.linear import with_fused_lora
 from nomoat.models.base import BaseFiles
 from nomoat.reports.schema import AdapterFacts
 
@@ -36,9 +44,6 @@ class AdapterSize:
     modules: int
 
 
-# attach
-
-
 def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kernels: str = "auto") -> Any:
     """`model` with a fresh adapter in float32, its weights drawn from `seed`; with `method: full`, `model` with every parameter trained.
 
@@ -46,11 +51,6 @@ def attach_adapter(model: Any, lora: Lora, *, seed: int, files: BaseFiles, kerne
     """
     if lora.method == FULL:
         return model.requires_grad_(True)
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import set_seed
-
-    from nomoat.kernels.linear import with_fused_lora
-
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=lora.rank,
@@ -79,9 +79,6 @@ def _checked_targets(model: Any, lora: Lora) -> str | list[str]:
     return list(lora.targets)
 
 
-# the trained tensors
-
-
 def has_adapter(model: Any) -> bool:
     """Whether `model` is a base with an adapter, which can be switched off, and not a model trained in full."""
     return hasattr(model, "disable_adapter")
@@ -89,8 +86,6 @@ def has_adapter(model: Any) -> bool:
 
 def adapter_tensors(model: Any) -> dict[str, Any]:
     """Copies of the trained tensors on the CPU, by the names under which they are saved: the adapter's, or the whole model's."""
-    from peft import get_peft_model_state_dict
-
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False) if has_adapter(model) else model_tensors(model)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
 
@@ -125,9 +120,6 @@ def adapter_size(model: Any) -> AdapterSize:
     return AdapterSize(trained, total - trained, sum(".lora_A." in name for name in tensors))
 
 
-# save
-
-
 def save_adapter(model: Any, folder: Path, files: BaseFiles, *, start: dict[str, Any] | None = None) -> None:
     """Weights and config, nothing else; the config records the base by its public name, never by a path of this machine.
 
@@ -141,8 +133,6 @@ def save_adapter(model: Any, folder: Path, files: BaseFiles, *, start: dict[str,
 
 
 def _save_lora(model: Any, folder: Path, files: BaseFiles, start: dict[str, Any] | None) -> None:
-    from safetensors.torch import save
-
     tensors, config = adapter_tensors(model), model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": files.name, "revision": files.revision, "inference_mode": True}
     if start is not None:
@@ -156,8 +146,6 @@ def _save_lora(model: Any, folder: Path, files: BaseFiles, start: dict[str, Any]
 
 
 def _save_whole(model: Any, folder: Path) -> None:
-    from safetensors.torch import save_file
-
     unfinished = folder / f".{MODEL_WEIGHTS}"  # a file and not bytes in memory: the model is held there already
     save_file({name: tensor.cpu().contiguous() for name, tensor in model_tensors(model).items()}, unfinished, metadata={"format": "pt"})
     os.replace(unfinished, folder / MODEL_WEIGHTS)
@@ -173,16 +161,11 @@ def as_plain_lora(tensors: dict[str, Any], start: dict[str, Any]) -> dict[str, A
     there: the layer computes W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. peft's own conversion gives the same bits, but needs the
     initial adapter in a folder.
     """
-    import torch
-
     joined = {}
     for name, tensor in tensors.items():
         is_a = ".lora_A." in name
         joined[name] = torch.cat([tensor, start[name]], dim=0) if is_a else torch.cat([tensor, -start[name]], dim=1)
     return joined
-
-
-# load
 
 
 def weights_of(folder: Path) -> Path:
@@ -196,11 +179,6 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 
     `kernels` as in `attach_adapter`. Raises NomoatError where the folder has no weights in safetensors.
     """
-    from peft import LoraConfig, PeftModel
-    from safetensors.torch import load_model
-
-    from nomoat.kernels.linear import with_fused_lora
-
     if not weights_of(folder).is_file():
         raise NomoatError(f"{folder} has no {WEIGHTS}: not a finished adapter (other formats are not loaded)")
     if weights_of(folder).name == MODEL_WEIGHTS:
@@ -211,10 +189,8 @@ def load_adapter(model: Any, folder: Path, *, kernels: str = "auto") -> Any:
 
 
 def restore_adapter(model: Any, folder: Path) -> None:
-    """Put the weights saved in `folder` into what `model` trains."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file, load_model
-
+    """Put the weights saved in `folder` into what `model` trains; NomoatError unless every tensor has its counterpart."""
+    check_tensor_shapes(model, folder)
     if has_adapter(model):
         set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     else:
@@ -223,8 +199,6 @@ def restore_adapter(model: Any, folder: Path) -> None:
 
 def check_tensor_shapes(model: Any, folder: Path) -> int:
     """The number of tensors saved in `folder`; NomoatError unless they are those that `model` trains, name by name and shape by shape."""
-    from safetensors import safe_open
-
     expected = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
     with safe_open(weights_of(folder), framework="pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - a handle, not a dict
@@ -236,9 +210,6 @@ def check_tensor_shapes(model: Any, folder: Path) -> int:
             f"shape in the model, and {len(missing)} of the model's are missing (such as {(unexpected or missing)[0]})"
         )
     return len(saved)
-
-
-# warm start (lora.start)
 
 
 def warm_start_folder(lora: Lora, files: BaseFiles) -> Path | None:
@@ -272,15 +243,6 @@ def method_of(config: dict[str, Any]) -> Literal["lora", "rslora", "dora"]:
     return "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
 
 
-def init_from_adapter(model: Any, folder: Path) -> None:
-    """Put the weights of `folder` into the fresh adapter; NomoatError unless every tensor has its counterpart."""
-    check_tensor_shapes(model, folder)
-    restore_adapter(model, folder)
-
-
-# describe
-
-
 def adapter_facts(size: AdapterSize, lora: Lora, folder: Path, files: BaseFiles) -> AdapterFacts:
     """The adapter block of a report."""
     whole = lora.method == FULL
@@ -301,39 +263,12 @@ def add_tokenizer_and_card(folder: Path, tokenizer: Any, files: BaseFiles) -> No
     """What a recipient of only this folder needs: the tokenizer with its chat template, how to load it, and the base's notice."""
     tokenizer.save_pretrained(folder)
     whole = weights_of(folder).name == MODEL_WEIGHTS
-    write_atomically(folder / "README.md", _model_card(files, whole))
+    templates = Environment(
+        loader=PackageLoader("nomoat", "models/templates"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    card = templates.get_template("model_card.md.j2").render(base=files, whole=whole)
+    write_atomically(folder / "README.md", card)
     if files.identity.get("notice"):
         made = "a model, made by training that base" if whole else "a LoRA adapter, made by training on that base"
         notice, terms = files.identity["notice"], files.identity["terms"]
         write_atomically(folder / "NOTICE", f"{notice}\n\nTerms: {terms}\nThe files in this folder are {made}.\n")
-
-
-LOAD_ADAPTER = """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("PATH_OR_ID_OF_THE_BASE")
-model = PeftModel.from_pretrained(base, "THIS_FOLDER").eval()"""
-LOAD_MODEL = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER").eval()"""
-
-
-def _model_card(files: BaseFiles, whole: bool) -> str:
-    note = files.identity.get("note")
-    return f"""---
-library_name: {"transformers" if whole else "peft"}
-base_model: {files.name}
----
-# {"A model fine-tuned in full" if whole else "A LoRA adapter made"} with nomoat
-
-Base: `{files.name}`{f" at revision `{files.revision}`" if files.revision else ""}.
-{f"The base: {note}." if note else ""}
-
-```python
-{LOAD_MODEL if whole else LOAD_ADAPTER}
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-```
-The report of the run that made it has its scores, its cost and the checksum of its weights.
-"""

@@ -11,6 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, __version__
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from nomoat.config.schema import QUANTISED, Base, Recipe, default_display_name
 from nomoat.errors import NomoatError
 from nomoat.io import fetch_from_hub, read_json, sha256_file, sha256_of
@@ -79,10 +84,6 @@ def fetch_base(base: Base) -> BaseFiles:
 
 def check_architecture(files: BaseFiles) -> None:
     """Raise NomoatError unless transformers itself implements the architecture as a causal language model."""
-    from transformers import __version__
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     config = read_json(files.folder / "config.json")
     kind, remote_code = config.get("model_type"), config.get("auto_map")
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -143,15 +144,11 @@ def _from_folder(base: Base) -> BaseFiles:
 
 def load_tokenizer(files: BaseFiles) -> Any:
     """The base's tokenizer, from local files only."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
     """The base in `precision` (float32, bfloat16, float16, int8, nf4) on `device`, in eval mode, its weights frozen."""
-    from transformers import AutoModelForCausalLM
-
     quantised: dict[str, Any] = {}
     if precision in QUANTISED:
         quantised = {"quantization_config": quantization_config(precision, device), "device_map": {"": device}}
@@ -166,8 +163,6 @@ def load_model(files: BaseFiles, *, precision: str, device: str) -> Any:
 
 def dtype_of(precision: str, device: str = "cpu") -> Any:
     """torch's dtype of the weights that are not quantised, and of a quantised base's products: float32 where bfloat16 is emulated."""
-    import torch
-
     if precision in QUANTISED:
         return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return getattr(torch, precision)
@@ -175,8 +170,6 @@ def dtype_of(precision: str, device: str = "cpu") -> Any:
 
 def quantization_config(precision: str, device: str = "cpu") -> Any:
     """transformers' configuration for int8 (LLM.int8, arXiv:2208.07339) or nf4 (QLoRA's double quantisation, arXiv:2305.14314)."""
-    from transformers import BitsAndBytesConfig
-
     if precision == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -8,6 +8,10 @@ import platform
 import time
 from dataclasses import dataclass
 
+import psutil
+import torch
+from torch.nn.functional import linear
+
 from nomoat.config.schema import QUANTISED, Hardware, Recipe
 from nomoat.errors import NomoatError
 
@@ -35,9 +39,6 @@ class Device:
 
 def choose_device(hardware: Hardware) -> Device:
     """The stated device, or cuda, then mps, then cpu; sets torch's threads. NomoatError where the stated one is not available."""
-    import psutil
-    import torch
-
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = hardware.device
     if kind == "auto":
@@ -54,8 +55,6 @@ def choose_device(hardware: Hardware) -> Device:
 
 
 def _processor_name() -> str:
-    import torch
-
     features = torch.cpu.get_capabilities()
     name = str(features.get("cpu_name") or platform.processor() or platform.machine())
     widest = next((text for feature, text in VECTORS if features.get(feature)), None)
@@ -84,8 +83,6 @@ def training_precision(recipe: Recipe, device: Device) -> str:
 
 def has_bfloat16(kind: str) -> bool:
     """Whether a device of that kind multiplies bfloat16 natively; where it is emulated it is far slower than float32."""
-    import torch
-
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "mps":
@@ -128,9 +125,6 @@ def machine_gflops(device: str) -> float:
 
 def matmul_flops_per_second(rows: int, inputs: int, outputs: int, precision: str, device: str) -> float:
     """FLOP/s of `linear` on x (rows, inputs) and W (outputs, inputs): the fastest of several calls (see PROBE_CALLS)."""
-    import torch
-    from torch.nn.functional import linear
-
     dtype = getattr(torch, precision) if precision in ("float32", "float16") else torch.bfloat16
     x = torch.randn(rows, inputs, dtype=dtype, device=device)
     weight = torch.randn(outputs, inputs, dtype=dtype, device=device)

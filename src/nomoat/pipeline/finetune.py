@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 
@@ -31,9 +32,9 @@ from nomoat.models.adapter import (
     as_plain_lora,
     attach_adapter,
     fingerprint,
-    init_from_adapter,
     load_adapter,
     model_tensors,
+    restore_adapter,
     save_adapter,
 )
 from nomoat.models.base import load_model, load_tokenizer
@@ -57,29 +58,23 @@ from nomoat.training.loop import TrainSpec, run_training
 def open_finetune(spec: RunSpec, runs_dir: Path, console: Console) -> Iterator[FineTuneRun]:
     """The run directory and its ledger, held by this process alone until the block ends."""
     with open_run(runs_dir, spec.recipe.name, identity=spec.identity(), environment=spec.provenance.record()) as directory:
-        if directory.note:
-            console.print(directory.note, highlight=False, soft_wrap=True)
-        ledger = begin_files(spec, directory)
+        ledger = begin_files(spec, directory, console)
         ledger.backdate("fetch", spec.base.fetch_seconds)
-        ledger.backdate("start", _process_seconds() - spec.base.fetch_seconds)
+        process_seconds = time.time() - psutil.Process().create_time()  # importing the libraries and reading the rows cost time too
+        ledger.backdate("start", process_seconds - spec.base.fetch_seconds)
         if not directory.resumed:
             directory.record(matrix_gflops=machine_gflops(spec.base.device.kind))
         yield FineTuneRun(spec, directory, ledger, console, ChatTemplate(load_tokenizer(spec.base.files)))
 
 
-def begin_files(spec: RunSpec, directory: RunDirectory) -> Ledger:
-    """recipe.yaml, heldout.jsonl and the ledger of a run directory."""
+def begin_files(spec: RunSpec, directory: RunDirectory, console: Console) -> Ledger:
+    """recipe.yaml, heldout.jsonl and the ledger of a run directory; prints the directory's note."""
+    if directory.note:
+        console.print(directory.note, highlight=False, soft_wrap=True)
     write_atomically(directory.path / "recipe.yaml", yaml.safe_dump(spec.recipe.as_dict(), sort_keys=False, allow_unicode=True))
     write_jsonl(directory.path / "heldout.jsonl", [row.record() for row in spec.rows.heldout])
     hardware = meters.hardware(spec.provenance.device.model_dump())
     return Ledger(directory.path / "ledger.jsonl", hardware=hardware, run_id=directory.run_id)
-
-
-def _process_seconds() -> float:
-    """Seconds since this process was started: importing the libraries and reading the rows cost time too."""
-    import psutil
-
-    return time.time() - psutil.Process().create_time()
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ class FineTuneRun:
         spec = self.spec
         model = attach_adapter(base, spec.recipe.lora, seed=spec.recipe.train.seed, files=spec.base.files, kernels=spec.kernels)
         if spec.start is not None:
-            init_from_adapter(model, spec.start)
+            restore_adapter(model, spec.start)
         initial = adapter_tensors(model)
         size = adapter_size(model)
         rate = learning_rate_for(spec.recipe, size.base_parameters)
@@ -186,20 +181,16 @@ class FineTuneRun:
             device=spec.base.device.kind,
             learning_rate=trainee.learning_rate,
             validation_bytes=data.tokenized.validation_bytes,
-            usd_per_second=None if rate is None else costs.usd_per_second(rate),
+            usd_per_second=None if rate is None else costs.usd_for(1, rate),
             mixed=spec.in_full and spec.base.precision == "bfloat16",
         )
         adapter = self.folder / "adapter"
         with self.ledger.segment("train") as segment:
             run_training(trainee.model, job, count=segment.count, console=self.console)
-            save_adapter(trainee.model, adapter, spec.base.files, start=trainee.initial if self._edits_the_base else None)
+            save_adapter(trainee.model, adapter, spec.base.files, start=trainee.initial if spec.recipe.lora.method == "pissa" else None)
             add_tokenizer_and_card(adapter, self.template.tokenizer, spec.base.files)
         facts = adapter_facts(trainee.size, spec.recipe.lora, adapter, spec.base.files)
         write_json(self.folder / "adapter.json", facts.model_dump(mode="json", exclude={"gate"}))
-
-    @property
-    def _edits_the_base(self) -> bool:
-        return self.spec.recipe.lora.method == "pissa"
 
     def check_adapter(self, trainee: Trainee, data: RunData) -> Gate:
         """The saved adapter in a fresh base, compared with what training left in memory."""
@@ -215,17 +206,14 @@ class FineTuneRun:
                 reloaded = probe(load_adapter(base, adapter, kernels=self.spec.kernels), data.collator)
                 checks += check_effect(untouched, reloaded, trained, expect_no_gain=self.spec.recipe.eval.expect_no_gain)
             gate = Gate.of(checks)
-            self._write_gate(gate)
+            write_json(self.folder / "gate.json", gate.model_dump(mode="json"))
         return gate
 
     def _initial_tensors(self, trainee: Trainee, base: Any) -> dict[str, Any]:
         """The initial values of the saved tensors."""
         if self.spec.in_full:
             return model_tensors(base)
-        return as_plain_lora(trainee.initial, trainee.initial) if self._edits_the_base else trainee.initial
-
-    def _write_gate(self, gate: Gate) -> None:
-        write_json(self.folder / "gate.json", gate.model_dump(mode="json"))
+        return as_plain_lora(trainee.initial, trainee.initial) if self.spec.recipe.lora.method == "pissa" else trainee.initial
 
     def score(self, gate: Gate, tokenized: TokenizedData) -> Gate:
         """Every arm on the held-out rows, the baselines, and the last check of the gate."""
@@ -239,7 +227,7 @@ class FineTuneRun:
         write_jsonl(self.folder / "eval" / "baselines.jsonl", baselines(self.spec.rows.train, tokenized.heldout))
         check = check_outputs(records["base"], records["adapter"], expect_no_gain=self.spec.recipe.eval.expect_no_gain)
         complete = Gate.of([*gate.checks, check])
-        self._write_gate(complete)
+        write_json(self.folder / "gate.json", complete.model_dump(mode="json"))
         return complete
 
     def write_report(self) -> Report:

@@ -10,7 +10,6 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -75,14 +74,9 @@ def replay(run_dir: Path, console: Console) -> ReplayResult:
     arm = Arm("adapter", rows, {}, True)
     with ProgressBar("scoring adapter", len(rows), console) as bar, models.using("adapter") as model:
         records = score_arm(arm, model, models.template, recipe.eval, draft=models.draft, on_rows=bar.advance)
-    return _compare_answers(list(read_jsonl(run_dir / "eval" / "adapter.jsonl")), records, _differences(before, opened.device))
-
-
-def _compare_answers(before: list[dict[str, Any]], now: list[dict[str, Any]], differences: tuple[str, ...]) -> ReplayResult:
-    pairs = list(zip(before, now, strict=True))
-    answers = sum(old["output"] == new["output"] for old, new in pairs)
-    scores = sum(old["score"] == new["score"] for old, new in pairs)
-    return ReplayResult(len(pairs), answers, scores, differences)
+    pairs = list(zip(read_jsonl(run_dir / "eval" / "adapter.jsonl"), records, strict=True))
+    answers, scores = (sum(old[key] == new[key] for old, new in pairs) for key in ("output", "score"))
+    return ReplayResult(len(pairs), answers, scores, _differences(before, opened.device))
 
 
 def _differences(before: Provenance, device: Device) -> tuple[str, ...]:
@@ -178,10 +172,8 @@ def reevaluate(spec: ReevalSpec, runs_dir: Path, console: Console) -> tuple[Gate
     }
     name = f"{spec.source.name}@{spec.title}"
     with open_run(runs_dir, name, identity=identity, environment=provenance.record()) as directory:
-        if directory.note:
-            console.print(directory.note, highlight=False, soft_wrap=True)
         _copy_training_files(spec, directory.path)
-        ledger = begin_files(run, directory)
+        ledger = begin_files(run, directory, console)
         scoring = FineTuneRun(run, directory, ledger, console, ChatTemplate(load_tokenizer(run.base.files)))
         with ledger.segment("prepare"):
             tokenized = tokenize_data(run.recipe, run.data, scoring.template)

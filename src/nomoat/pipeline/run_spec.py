@@ -120,10 +120,5 @@ def make_run_spec(recipe: Recipe, root: Path) -> RunSpec:
     check_trackers(recipe.train.report_to)
     data, base = load_raw_data(recipe, root), open_base(recipe)
     return RunSpec(
-        recipe=recipe,
-        root=root,
-        data=data,
-        base=base,
-        start=warm_start_folder(recipe.lora, base.files),
-        benchmarks=load_tasks(recipe.eval),
+        recipe=recipe, root=root, data=data, base=base, start=warm_start_folder(recipe.lora, base.files), benchmarks=load_tasks(recipe.eval)
     )

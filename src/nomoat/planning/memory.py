@@ -83,7 +83,7 @@ def meta_model(spec: ModelSpec, precision: str, *, adapter: bool = True) -> Any:
 
     device, lora = spec.device.kind, spec.recipe.lora
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(spec.config), dtype=dtype_of(precision, device))
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(spec.config), dtype=dtype_of(precision, device), trust_remote_code=False)
     if precision in QUANTISED:  # transformers chooses the layers; `_fake_like` gives them their bytes
         options = quantization_config(precision, device)
         options.llm_int8_threshold = 0.0  # int8 keeps a few columns in 16 bits; which ones depends on data

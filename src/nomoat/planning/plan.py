@@ -66,7 +66,7 @@ def make_plan(recipe: Recipe, root: Path) -> Plan:
     device = choose_device(recipe.hardware)
     precision = training_precision(recipe, device)
     files, notes = fetch_configuration(recipe.base)
-    config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     scoring = scoring_precision(precision, device)
     spec = ModelSpec(
         recipe=recipe, config=config, device=device, precision=precision, scoring_precision=scoring, files=files, fetch_seconds=0.0
@@ -140,7 +140,7 @@ def time_and_money(plan: Plan) -> list[tuple[str, str, str]]:
     rate = costs.rate_for(device.name, vcpu=meters.usable_cpus()) if isinstance(stated, str) else stated
     if rate is None:
         return [time, ("money", fmt.money(None), f"no rate is known for {device.name}: {costs.HOW_TO_STATE}")]
-    usd = fmt.money(seconds * costs.usd_per_second(rate))
+    usd = fmt.money(costs.usd_for(seconds, rate))
     if isinstance(rate, ElectricityRate):
         return [time, ("money", f"{usd} of electricity", f"{rate.watts:g} W at {rate.usd_per_kwh:g} USD/kWh, both stated in the recipe")]
     return [time, ("money", usd, f"{rate.usd_per_hour:g} USD/h, {rate.source}, {rate.date}")]

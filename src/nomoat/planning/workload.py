@@ -151,7 +151,7 @@ def probe_architecture(config: Any, device: str, kernels: str = "auto") -> tuple
             setattr(text, name, 64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     rows = [((*range(16), last), tuple(range(last, last + 8))) for last in (16, 20)]  # prompt and completion, made up
     packed_prefill = device == "cpu" and kernels != "plain" and enable_packed_prefill(small, [Request("", *row) for row in rows])
     if packed_prefill:

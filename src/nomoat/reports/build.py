@@ -14,19 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from nomoat.config.load import parse_yaml
 from nomoat.config.schema import Recipe
 from nomoat.errors import NomoatError
-from nomoat.io import canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, write_atomically
+from nomoat.io import SURROGATE, Model, canonical_json, escape_surrogates, read_json, read_jsonl, sha256_file, validated, write_atomically
 from nomoat.reports.format import shortened
 from nomoat.reports.metrics import Aggregates, aggregate, benchmark_scores
 from nomoat.reports.migrate import migrate, migrate_gate
@@ -44,7 +43,7 @@ from nomoat.reports.schema import (
     Report,
     Sample,
 )
-from nomoat.runs.costs import Cost, price, totals
+from nomoat.runs.costs import Cost, total_cost
 from nomoat.runs.provenance import Provenance, read_provenance
 
 TOLERANCE = 1e-6  # relative and absolute, of a number computed again
@@ -52,8 +51,6 @@ MAX_CURVE_POINTS = 400
 BITS_DIGITS = 6  # of bits per byte in the compact rows
 SAMPLES_OF_A_KIND = 5
 MAX_SAMPLE_CHARACTERS = 2000
-_SURROGATE = re.compile("[\ud800-\udfff]")
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def build_report(run_dir: Path) -> Report:
@@ -78,9 +75,7 @@ def build_report(run_dir: Path) -> Report:
         created=provenance.created,
         status=_status(gate),
         recipe=recipe,
-        arms=computed.arms,
-        baselines=computed.baselines,
-        comparison=computed.comparison,
+        **vars(computed),  # arms, baselines and comparison
         neutral=_optional(Neutral, run_dir / "eval" / "neutral.json"),
         harness=read_harness(run_dir),
         cost=run_cost(run_dir, provenance),
@@ -139,17 +134,6 @@ def verify_files(report: Report, run_dir: Path) -> None:
     if compact_rows(run_dir) != report.rows:
         raise NomoatError(f"{run_dir / 'report.json'}: rows: they are not those of eval/*.jsonl: score the run again")
     _compare(report.harness, read_harness(run_dir), "harness", run_dir / "report.json")
-
-
-def validated(model: type[Model], value: Any, where: str) -> Model:
-    """`value` as `model`. Raises NomoatError, which names the file and the field, for a wrong shape."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        seen = f"{first['msg']}; saw {repr(first['input'])[:60]}"
-        raise NomoatError(f"{where}: {place}: {seen}; it was edited, or written by another version of nomoat") from error
 
 
 def _status(gate: Gate | None) -> Literal["finished", "failed"]:
@@ -277,10 +261,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def run_cost(run_dir: Path, provenance: Provenance) -> Cost:
     """Sums over the whole ledger, priced at the rate that the run recorded."""
-    return price(totals(read_jsonl(run_dir / "ledger.jsonl")), provenance.rate, provenance.as_if_rented)
-
-
-# Samples
+    return total_cost(read_jsonl(run_dir / "ledger.jsonl"), provenance.rate, provenance.as_if_rented)
 
 
 def choose_samples(run_dir: Path) -> list[Sample]:
@@ -335,4 +316,4 @@ def _sample(kind: str, lines: dict[str, dict[str, Any]]) -> Sample:
 
 def sample_text(text: str) -> str:
     """At most MAX_SAMPLE_CHARACTERS of a text, lone surrogates as U+FFFD."""
-    return _SURROGATE.sub("\ufffd", shortened(text, MAX_SAMPLE_CHARACTERS))
+    return SURROGATE.sub("\ufffd", shortened(text, MAX_SAMPLE_CHARACTERS))

@@ -20,34 +20,29 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-
-COLOURS = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "line": "#030303",
-    "panel": "#040404",
-    "base": "#050505",
-    "few_shot": "#060606",
-    "adapter": "#070707",
-    "baseline": "#080808",
-    **{f"run{number}": f"#0{letter}0{letter}0{letter}" for number, letter in enumerate("abcdef")},
-}
+RUN_COLOURS = 6  # then they repeat, dashed
+_VARIABLES = ("ink", "muted", "line", "panel", *ARMS, "baseline", *(f"run{number}" for number in range(RUN_COLOURS)))
+COLOURS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(_VARIABLES, start=1)}
 _OFFSETS = {"base": 0.24, "few_shot": 0.0, "adapter": -0.24}  # of a tier's height; the arms are drawn one above the other
 WIDE, NARROW = 8.6, 3.9  # inches at 72 points: the content width of a screen and of a phone
-RUN_COLOURS = 6  # then they repeat, dashed
-_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10.5, "text.parse_math": False}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 10.5,
+    "text.parse_math": False,
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.8,
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left", "bottom")},
+}
 
 
 def both_widths(drawings: Mapping[str, Callable[[float], str | None]]) -> dict[str, Markup | None]:
     """Each chart as `<name>_wide` for screens and `<name>_narrow` for phones, of which a page shows one; None where there is none."""
     from markupsafe import Markup
 
-    charts: dict[str, Markup | None] = {}
-    for name, draw in drawings.items():
-        for suffix, width in (("wide", WIDE), ("narrow", NARROW)):
-            svg = draw(width)
-            charts[f"{name}_{suffix}"] = None if svg is None else Markup(svg)  # our own drawing: draw_svg escapes its words
-    return charts
+    pairs = [(f"{name}_{suffix}", draw(width)) for name, draw in drawings.items() for suffix, width in (("wide", WIDE), ("narrow", NARROW))]
+    return {name: None if svg is None else Markup(svg) for name, svg in pairs}  # not escaped again: draw_svg escapes its words
 
 
 def score_chart(report: Report, *, width: float) -> str:
@@ -61,12 +56,11 @@ def score_chart(report: Report, *, width: float) -> str:
         for height, tier in enumerate(reversed(tiers)):
             _tier_marks(axes, report, tier, height)
         axes.set_yticks(range(len(tiers)), list(reversed(tiers)))
-        axes.set_ylim(-0.55, len(tiers) - 0.45)
-        axes.set_xlim(-0.02, 1.02)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.50", "0.75", "1"])
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.55, len(tiers) - 0.45))
         for edge in range(1, len(tiers)):
             axes.axhline(edge - 0.5, color=COLOURS["line"], linewidth=0.8)
-        axes.grid(axis="x", color=COLOURS["line"], linewidth=0.8)
+        axes.grid(axis="x")
 
     return draw_svg(draw, width, 0.55 + 0.72 * len(tiers), "scores", _score_words(report, tiers))
 
@@ -117,11 +111,9 @@ def learning_curve_chart(curve: LossCurve, *, width: float) -> str | None:
 
 
 def _loss_axes(axes: Axes, label: str, width: float) -> None:
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="optimiser step", ylabel=label, ylim=(0, None))
     axes.locator_params(axis="x", nbins=5 if width < WIDE else 9)
-    axes.set_xlabel("optimiser step", color=COLOURS["muted"])
-    axes.set_ylabel(label, color=COLOURS["muted"])
-    axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+    axes.grid(axis="y")
 
 
 def draw_svg(draw: Callable[[Any], None], width: float, height: float, name: str, words: str) -> str:
@@ -135,9 +127,7 @@ def draw_svg(draw: Callable[[Any], None], width: float, height: float, name: str
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
-        axes.spines[:].set_visible(False)
         axes.tick_params(length=0, colors=COLOURS["muted"], labelsize=10.5)
-        axes.set_axisbelow(True)
         draw(axes)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -165,7 +155,7 @@ def _for_page(svg: str, words: str) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """One run: its letter, what it cost (USD or minutes), and its score with the 95 % interval."""
+    """One run: its letter, its cost (USD or minutes), and its score with the 95 % interval."""
 
     letter: str
     cost: float
@@ -194,12 +184,9 @@ def cost_chart(points: Sequence[Point], *, unit: str, tier: str, width: float) -
                 axes.plot((run.cost, run.cost), run.interval, color=colour, linewidth=2, solid_capstyle="round")
             axes.plot(run.cost, run.score, "o", color=colour, markersize=7)
             axes.annotate(run.letter, (run.cost, run.score), (8, 6), textcoords="offset points", color=COLOURS["ink"], fontsize=11)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlim(left=0)
+        axes.set(xlabel=unit, ylabel=f"score on {tier}", xlim=(0, None), ylim=(-0.03, 1.03))
         axes.margins(x=0.12)
-        axes.set_xlabel(unit, color=COLOURS["muted"])
-        axes.set_ylabel(f"score on {tier}", color=COLOURS["muted"])
-        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+        axes.grid(axis="y")
 
     by_run = "; ".join(f"{run.letter}: {run.score:.2f} for {run.cost:.3g}" for run in points)
     words = f"Score on {tier} by cost ({unit}): {by_run}. On the front: {', '.join(run.letter for run in front)}."

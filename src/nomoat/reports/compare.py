@@ -18,6 +18,7 @@ from nomoat.reports.build import checked_report, read_report, sample_text
 from nomoat.reports.format import change, flattened, number, tier_words
 from nomoat.reports.metrics import Metric, benchmark_scores, by_metric, in_tier_order, tier_difference
 from nomoat.reports.schema import Benchmark, CompactRow, Harness, Report, TierDifference
+from nomoat.runs.provenance import Decoding
 from nomoat.stats.intervals import holm
 from nomoat.stats.paired import Verdict, p_of_interval
 
@@ -98,10 +99,10 @@ def incomparabilities(reference: Report, other: Report) -> list[str]:
     if other is reference:
         return []
     ours, theirs = _comparability(reference), _comparability(other)
-    exact = ours.get(SCORED_IN) == theirs.get(SCORED_IN) == "float32"
+    exact = ours[SCORED_IN] == theirs[SCORED_IN] == "float32"
     reasons = []
-    for name in sorted(ours.keys() | theirs.keys()):
-        mine, yours = ours.get(name, NOT_RECORDED), theirs.get(name, NOT_RECORDED)
+    for name, mine in sorted(ours.items()):
+        yours = theirs[name]
         if name == SCORED_IN and {mine, yours} & set(QUANTISED):
             continue  # a quantised base answers in its own precision: such runs are compared to see what that costs
         if exact and name in SCORED_WHERE:
@@ -119,14 +120,11 @@ def incomparabilities(reference: Report, other: Report) -> list[str]:
 def _comparability(report: Report) -> dict[str, str]:
     """Everything a score depends on besides the model: held-out rows, scorers and decoding, as text."""
     provenance = report.provenance
-    settings: dict[str, Any] = {
+    settings = {
         "held-out rows (data.heldout_sha256)": provenance.data.heldout_sha256,
         "scorer version (scorer_version)": provenance.scorer_version,
+        **{f"decoding (decoding.{key})": getattr(provenance.decoding, key, None) for key in Decoding.model_fields},
     }
-    if provenance.decoding is None:
-        settings["decoding (decoding)"] = None
-    else:
-        settings |= {f"decoding (decoding.{key})": value for key, value in provenance.decoding.model_dump().items()}
     return {name: NOT_RECORDED if value is None else str(value) for name, value in settings.items()}
 
 

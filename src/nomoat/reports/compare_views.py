@@ -15,7 +15,7 @@ from nomoat.reports.charts import Point, both_widths, cost_chart, curves_chart
 from nomoat.reports.compare import ARM, BenchmarkRow, RunComparison, benchmark_rows, disagreements, family_verdicts, repetition
 from nomoat.reports.html import page_environment
 from nomoat.reports.metrics import in_tier_order
-from nomoat.reports.schema import Report, TierDifference
+from nomoat.reports.schema import Report
 from nomoat.reports.summary import benchmark_name, energy_fact, grid, score_cell, table
 from nomoat.stats.intervals import Interval
 
@@ -59,30 +59,29 @@ def _repetition(runs: RunComparison, index: int) -> str | None:
 
 
 def _score_table(runs: RunComparison) -> Table:
-    shown = table("", *runs.tiers)
+    rows = []
     for letter, report in zip(runs.letters, runs.reports, strict=True):
         scores = [report.arms[ARM].tiers.get(tier) for tier in runs.tiers]
-        shown.add_row(letter, *(_cell(runs, score.score, score.interval) if score else Text("-") for score in scores))
-    return shown
+        rows.append([Text(letter), *(_cell(runs, score.score, score.interval) if score else Text("-") for score in scores)])
+    return table(["", *runs.tiers], rows)
 
 
 def _difference_table(runs: RunComparison) -> Table:
-    shown = table("", *runs.tiers)
+    rows: list[list[str | Text]] = []
     for letter, by_tier in zip(runs.letters, runs.differences, strict=True):
-        if by_tier is not runs.differences[runs.reference]:
-            shown.add_row(letter, *(_difference_cell(runs, by_tier.get(tier)) for tier in runs.tiers))
-    return shown
-
-
-def _difference_cell(runs: RunComparison, difference: TierDifference | None) -> Text:
-    return _cell(runs, difference.difference, difference.interval, difference.verdict) if difference else Text("-")
+        changes = [by_tier.get(tier) for tier in runs.tiers]
+        rows.append(
+            [letter, *(_cell(runs, change.difference, change.interval, change.verdict) if change else Text("-") for change in changes)]
+        )
+    del rows[runs.reference]
+    return table(["", *runs.tiers], rows)
 
 
 def _benchmark_table(runs: RunComparison, rows: Sequence[BenchmarkRow]) -> Table:
     """Each adapter's score, and below it the difference from the reference's, or why there is none."""
-    shown = table("", *runs.letters)
+    lines = []
     for row in rows:
-        cells = []
+        cells = [benchmark_name(row.first)]
         for score, difference in zip(row.scores, row.differences, strict=True):
             cell = _cell(runs, score.adapter, score.adapter_interval) if score else Text("-")
             if isinstance(difference, str):
@@ -90,8 +89,8 @@ def _benchmark_table(runs: RunComparison, rows: Sequence[BenchmarkRow]) -> Table
             elif difference is not None:
                 cell.append("\n").append(_cell(runs, difference.difference, difference.interval, difference.verdict))
             cells.append(cell)
-        shown.add_row(benchmark_name(row.first), *cells)
-    return shown
+        lines.append(cells)
+    return table(["", *runs.letters], lines)
 
 
 def _cell(runs: RunComparison, value: float | None, interval: Interval | None, verdict: str = "") -> Text:
@@ -106,10 +105,10 @@ def _labelled(runs: RunComparison, cell: Text) -> Text:
 
 def _cost_table(runs: RunComparison) -> Table:
     costs = [_cost_values(report) for report in runs.reports]
-    shown = table("", *costs[0])
-    for letter, values in zip(runs.letters, costs, strict=True):
-        shown.add_row(letter, *(_labelled(runs, Text(value)) for value in values.values()))
-    return shown
+    rows = [
+        [Text(letter), *(_labelled(runs, Text(value)) for value in cost.values())] for letter, cost in zip(runs.letters, costs, strict=True)
+    ]
+    return table(["", *costs[0]], rows)
 
 
 def _cost_values(report: Report) -> dict[str, str]:
@@ -125,15 +124,12 @@ def _cost_values(report: Report) -> dict[str, str]:
 
 def _changes_table(changes: Sequence[tuple[str, Sequence[str]]], letters: Sequence[str]) -> Table:
     """One line per run and key: values are too long for columns."""
-    shown = grid()
+    rows = []
     for key, values in changes:
         for index, (letter, value) in enumerate(zip(letters, map(fmt.visible, values), strict=True)):
             short = value if len(value) <= MAX_VALUE else f"{value[:MAX_VALUE]}..."
-            shown.add_row(Text(fmt.visible(key) if index == 0 else ""), letter, Text(short))
-    return shown
-
-
-# The page
+            rows.append((Text(fmt.visible(key) if index == 0 else ""), letter, Text(short)))
+    return grid(rows)
 
 
 def render_comparison(runs: RunComparison, paths: Sequence[Path]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nomoat.reports.schema import Benchmark, Check, FamilyDifference, Gate, Report
-from nomoat.stats.intervals import Interval
+from nomoat.stats.intervals import Interval, SeedsEstimate
 
 TIER_WORDS = {
     "values": "known phrasings, new values",
@@ -43,6 +43,12 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub's Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *rows))
+    return "\n".join([first, "|---" * len(head) + "|", *others])
+
+
 def tier_words(tier: str) -> str:
     """The questions of a tier in words: `phrasing` -> `unseen phrasings`."""
     return TIER_WORDS.get(tier, tier)
@@ -56,9 +62,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 
 def interval(value: Interval | None, *, signed: bool = False) -> str:
     """`[0.75, 0.86]`, or why there is none."""
-    if value is None:
-        return "(too few groups for an interval)"
-    return f"[{number(value[0], signed=signed)}, {number(value[1], signed=signed)}]"
+    return "(too few groups for an interval)" if value is None else f"[{', '.join(number(end, signed=signed) for end in value)}]"
 
 
 def p_value(value: float | None) -> str:
@@ -164,7 +168,7 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def change(difference: FamilyDifference) -> str:
+def change(difference: FamilyDifference | SeedsEstimate) -> str:
     """`+0.76 [+0.70, +0.82]`."""
     return f"{number(difference.difference, signed=True)} {interval(difference.interval, signed=True)}"
 

@@ -28,10 +28,13 @@ def render_html(report: Report, run_dir: Path | None = None) -> str:
     """
     from nomoat.reports.charts import both_widths, learning_curve_chart, score_chart
 
-    scores = (lambda width: score_chart(report, width=width)) if report.rows else (lambda width: None)
-    charts = both_widths({"scores": scores, "curve": lambda width: learning_curve_chart(report.learning_curve, width=width)})
+    charts = {
+        "scores": lambda width: score_chart(report, width=width) if report.rows else None,
+        "curve": lambda width: learning_curve_chart(report.learning_curve, width=width),
+    }
     template = page_environment().get_template("report.html.j2")
-    return str(template.render(report=report, view=_view(report, run_dir), charts=charts, family_of=_family, extent=_extent))
+    view = _view(report, run_dir)
+    return str(template.render(report=report, summary=summary, view=view, charts=both_widths(charts), family_of=_family, extent=_extent))
 
 
 def page_environment() -> Any:
@@ -89,17 +92,10 @@ def _view(report: Report, run_dir: Path | None) -> dict[str, Any]:
         "path": _shown_path(report, run_dir),
         "subtitle": _subtitle(report),
         "sentence": ". ".join(fmt.headline(report)) + ".",
-        "facts": summary.main_facts(report),
-        "cost_facts": summary.cost_facts(report),
-        "reused": summary.reused_sentence(report),
         "tiers": in_tier_order(set(report.baselines)),
-        "score_notes": summary.score_notes(report),
         "below": "; ".join(f"{', '.join(names)} on {tier}" for tier, names in report.comparison.families_below_baseline.items() if names),
         "samples": [(words, [sample for sample in report.samples if sample.kind == kind]) for kind, words in KIND_WORDS.items()],
         "phases": [{"name": name, "percent": round(100 * seconds / slowest, 1), "time": fmt.duration(seconds)} for name, seconds in phases],
-        "lost": summary.lost_sentences(report),
-        "harness": summary.harness_notes(report),
-        "data": summary.data_sentences(report),
         "provenance": _leaves(report.provenance.record()),
         "recipe": _leaves(report.recipe.as_dict()),
     }

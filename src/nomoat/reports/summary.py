@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -179,7 +180,7 @@ def _merged(tier: str, report: Report) -> str:
 
 def lost_sentences(report: Report) -> list[str]:
     """Forgetting: general questions and a reference text, base against adapter."""
-    return [sentence for sentence in (_retention(report), _neutral(report)) if sentence]
+    return [_retention(report), _neutral(report)]
 
 
 def _retention(report: Report) -> str:
@@ -254,18 +255,17 @@ def print_summary(report: Report, console: Console, *, where: str | None = None)
 
 def _score_table(report: Report) -> Table:
     """Score above interval for each arm, so that all arms fit into 80 columns."""
-    shown = table("tier", "base", "few-shot", "adapter", "difference", "verdict")
+    rows = []
     for tier in in_tier_order(set(report.baselines)):
         difference = report.comparison.tiers.get(tier)
-        adapter = report.arms["adapter"].tiers.get(tier)
-        verdict = difference.verdict if difference else "-"
-        shown.add_row(
-            Text.assemble(fmt.visible(tier), (f"\n{adapter.n} in {adapter.groups}" if adapter else "", "dim")),
-            *(score_cell(score.score, score.interval) if (score := report.arms[arm].tiers.get(tier)) else Text("-") for arm in ARMS),
-            score_cell(difference.difference, difference.interval, signed=True) if difference else Text("-"),
-            Text.assemble((verdict, STYLES.get(verdict, "")), (f"\n{fmt.p_value(difference.p_value)}" if difference else "", "dim")),
-        )
-    return shown
+        scores = [report.arms[arm].tiers.get(tier) for arm in ARMS]
+        adapter, verdict = scores[-1], difference.verdict if difference else "-"
+        name = Text.assemble(fmt.visible(tier), (f"\n{adapter.n} in {adapter.groups}" if adapter else "", "dim"))
+        gain = score_cell(difference.difference, difference.interval, signed=True) if difference else Text("-")
+        p_value = f"\n{fmt.p_value(difference.p_value)}" if difference else ""
+        cells = [score_cell(score.score, score.interval) if score else Text("-") for score in scores]
+        rows.append([name, *cells, gain, Text.assemble((verdict, STYLES.get(verdict, "")), (p_value, "dim"))])
+    return table(["tier", "base", "few-shot", "adapter", "difference", "verdict"], rows)
 
 
 def score_cell(value: float | None, bounds: Interval | None, *, signed: bool = False) -> Text:
@@ -276,26 +276,26 @@ def score_cell(value: float | None, bounds: Interval | None, *, signed: bool = F
 
 
 def _baseline_table(report: Report) -> Table:
-    shown = table("to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot")
+    rows = []
     for tier, baseline in report.baselines.items():
         values = (baseline.majority, baseline.nearest_row, baseline.lenient_base, baseline.lenient_adapter)
         few_shot = report.comparison.few_shot.get(tier)
-        gain = fmt.number(few_shot.difference, signed=True) if few_shot else "-"
-        shown.add_row(fmt.visible(tier), *(fmt.number(value) for value in values), gain)
-    return shown
+        rows.append([fmt.visible(tier), *map(fmt.number, values), fmt.number(few_shot.difference if few_shot else None, signed=True)])
+    return table(["to compare", "majority", "nearest row", "lenient base", "lenient adapter", "over few-shot"], rows)
 
 
 def _benchmark_table(harness: Harness) -> Table:
-    shown = table("benchmark", "base", "adapter", "difference", "verdict")
-    for score in harness.scores:
-        shown.add_row(
+    rows = [
+        (
             benchmark_name(score),
             score_cell(score.base, score.base_interval),
             score_cell(score.adapter, score.adapter_interval),
             score_cell(score.difference, score.interval, signed=True),
             Text(score.verdict, style=STYLES.get(score.verdict, "")),
         )
-    return shown
+        for score in harness.scores
+    ]
+    return table(["benchmark", "base", "adapter", "difference", "verdict"], rows)
 
 
 def benchmark_name(score: Benchmark) -> Text:
@@ -304,31 +304,32 @@ def benchmark_name(score: Benchmark) -> Text:
 
 
 def _fact_table(report: Report) -> Table:
-    shown = grid()
-    for fact in [*spent_facts(report), adapter_fact(report)]:
-        shown.add_row(fact.name, Text(fact.value, style="bold"), Text(fmt.visible(fact.more), style="dim"))
-    return shown
+    facts = [*spent_facts(report), adapter_fact(report)]
+    return grid((fact.name, Text(fact.value, style="bold"), Text(fmt.visible(fact.more), style="dim")) for fact in facts)
 
 
 def _phase_table(report: Report) -> Table:
-    shown = grid()
     total = report.cost.seconds or 1.0
-    for name, seconds in phase_seconds(report):
-        shown.add_row(fmt.visible(name), fmt.duration(seconds), Text("\u2588" * round(24 * seconds / total), style="blue"))
-    return shown
+    bars = [(name, seconds, "\u2588" * round(24 * seconds / total)) for name, seconds in phase_seconds(report)]
+    return grid((fmt.visible(name), fmt.duration(seconds), Text(bar, style="blue")) for name, seconds, bar in bars)
 
 
-def table(*columns: str) -> Table:
-    """An empty table without lines: names in the first column, numbers in the others."""
-    empty = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table without lines: names in the first column, numbers in the others."""
+    filled = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for index, column in enumerate(columns):
-        empty.add_column(Text(fmt.visible(column)), justify="left" if index == 0 else "right")
-    return empty
+        filled.add_column(Text(fmt.visible(column)), justify="left" if index == 0 else "right")
+    for row in rows:
+        filled.add_row(*row)
+    return filled
 
 
-def grid() -> Table:
-    """An empty table without lines and header."""
-    return Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+def grid(rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table without lines and header."""
+    filled = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for row in rows:
+        filled.add_row(*row)
+    return filled
 
 
 def _print_blocks(console: Console, *blocks: str | Table, apart: bool = True) -> None:

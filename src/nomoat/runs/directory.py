@@ -10,15 +10,15 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -28,7 +28,6 @@ from nomoat.io import read_json, sha256_file, sha256_of, write_json
 
 MARK = "complete.json"
 MUST_AGREE = ("packages", "python", "device", "threads", "dtype", "kernels")  # where these differ, an adapter's bits may
-LATEST = "latest"
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -114,15 +113,10 @@ def open_run(root: Path, name: str, *, identity: Mapping[str, Any], environment:
     `identity` is what makes two runs the same one (recipe, data and base hashes); `environment` becomes environment.json.
     Raises NomoatError where a live process holds the run.
     """
-    digest = sha256_of(dict(identity))[:8]
+    stem = f"{name}-{sha256_of(dict(identity))[:8]}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     notes: list[str] = []
-    number = 1
-    while True:
-        path = root / (f"{name}-{digest}" if number == 1 else f"{name}-{digest}-{number}")
-        run = _take(path, environment, notes)
-        if run is not None:
-            return run
-        number += 1
+    return next(run for name in names if (run := _take(root / name, environment, notes)) is not None)
 
 
 def plain_name(text: str) -> str:
@@ -135,7 +129,7 @@ def resolve_run(stated: Path, runs_dir: Path = Path("runs")) -> Path:
 
     Raises NomoatError where there is none.
     """
-    if str(stated) != LATEST:
+    if str(stated) != "latest":
         return stated
     reports = sorted(runs_dir.glob("*/report.json"), key=lambda path: path.stat().st_mtime)
     if not reports:
@@ -143,19 +137,15 @@ def resolve_run(stated: Path, runs_dir: Path = Path("runs")) -> Path:
     return reports[-1].parent
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the run has its report."""
-    return (path / "report.json").exists()
-
-
 def _take(path: Path, environment: Mapping[str, Any], notes: list[str]) -> RunDirectory | None:
     """Resume or begin the run at `path`; None, with a note why, where the directory must not be changed."""
-    if is_finished(path):
+    report = path / "report.json"
+    if report.exists():
         return None
     path.mkdir(parents=True, exist_ok=True)
     lock = RunLock.take(path)
     try:
-        run = None if is_finished(path) else _resume_or_begin(path, environment, notes, lock)  # it may just have finished
+        run = None if report.exists() else _resume_or_begin(path, environment, notes, lock)  # it may just have finished
     except BaseException:
         lock.release()
         raise
@@ -178,25 +168,23 @@ def _resume_or_begin(path: Path, environment: Mapping[str, Any], notes: list[str
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between a run's first part and the process that would resume it, in words."""
-    stated = [key for key in MUST_AGREE if key in now]
-    before, after = _flat(then, stated), _flat(now, stated)
-    keys = sorted(before.keys() | after.keys())
+    before, after = (_flat({key: facts.get(key) for key in MUST_AGREE if key in now}) for facts in (then, now))
+    keys = sorted((before.keys() | after.keys()) - {"device.memory_bytes"})  # which may change a little with a restart
     return [f"{key} was {before.get(key)}, is {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _flat(environment: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """One entry per fact, nested ones too. A machine's exact memory size may change with a restart, so it is left out."""
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry per fact, nested ones too."""
     flat: dict[str, Any] = {}
-    for key in keys:
-        value = environment.get(key)
+    for key, value in facts.items():
         flat |= {f"{key}.{inner}": what for inner, what in value.items()} if isinstance(value, Mapping) else {key: value}
-    flat.pop("device.memory_bytes", None)
     return flat
 
 
 def complete_checkpoint(path: Path, *, keep: int = 2) -> None:
     """Declare `checkpoints/checkpoint-<step>` complete: its hashes are written last, then all but `keep` complete ones are deleted."""
-    write_json(path / MARK, {"files": {str(file.relative_to(path)): sha256_file(file) for file in _files(path) if file.name != MARK}})
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MARK)
+    write_json(path / MARK, {"files": {str(file.relative_to(path)): sha256_file(file) for file in files}})
     older = [other for other in _checkpoints(path.parent) if _step(other) <= _step(path)]
     kept = [other for other in older if (other / MARK).exists()][:keep]
     for other in older:
@@ -226,7 +214,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())

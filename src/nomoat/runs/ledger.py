@@ -3,7 +3,7 @@
     ledger = Ledger(run / "ledger.jsonl", hardware=hardware(device), run_id="smoke-1a2b3c4d")
     with ledger.segment("train") as segment:
         segment.count(tokens_seen=2048, tokens_trained=512, compute_seconds=3.1)
-    spent = totals(read_segments(run / "ledger.jsonl"))
+    cost = total_cost(read_segments(run / "ledger.jsonl"))
 
 The open segment is written to ledger.heartbeat.json every few seconds; a process that is killed leaves it there, and the
 next `Ledger` of the same path appends it as "killed". One process writes at a time: the run's lock sees to that.
@@ -20,26 +20,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from nomoat.cli import repeating
 from nomoat.io import canonical_json, read_json, read_jsonl, write_atomically, write_json
-from nomoat.runs.costs import totals
+from nomoat.runs.costs import total_cost
 from nomoat.runs.meters import CoreMeter, EnergyMeter, MemoryMeter, energy_meter
 
 HEARTBEAT_SECONDS = 5.0
-PHASES = (
-    "start",
-    "fetch",
-    "load",
-    "prepare",
-    "train",
-    "gate",
-    "score_base",
-    "score_few_shot",
-    "score_adapter",
-    "score_merged",
-    "harness",
-    "report",
-)
-UNREAD = ("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source", "ran_seconds", "waited_seconds")
+SCORING = ("score_base", "score_few_shot", "score_adapter", "score_merged")
+PHASES = ("start", "fetch", "load", "prepare", "train", "gate", *SCORING, "harness", "report")
+COUNTS: dict[str, Any] = {"compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+METERS = ("peak_resident_bytes", "peak_device_bytes", "energy_wh", "energy_source", "ran_seconds", "waited_seconds")
+NOTHING = COUNTS | dict.fromkeys(METERS)
 SegmentRecord = dict[str, Any]
 
 
@@ -47,11 +38,9 @@ class Segment:
     """The open segment: counts add up, and `record` gives its line at any moment."""
 
     def __init__(self, facts: SegmentRecord, energy: EnergyMeter, memory: MemoryMeter) -> None:
-        self._facts = facts
-        self._energy, self._memory = energy, memory
-        self._counts = {"compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
+        self._facts, self._counts = facts, COUNTS.copy()
+        self._energy, self._memory, self._cores = energy, memory, CoreMeter()
         self._lock = threading.Lock()
-        self._cores = CoreMeter()
         self._cores.start()
         memory.start()
         energy.start()
@@ -104,50 +93,50 @@ class Ledger:
         energy: EnergyMeter | None = None,
         memory: MemoryMeter | None = None,
     ) -> None:
-        self.path = path
-        self.hardware, self.run_id = dict(hardware), run_id
+        self.path, self.hardware, self.run_id = path, dict(hardware), run_id
         self._heartbeat = path.with_suffix(".heartbeat.json")
         self._heartbeat_seconds = heartbeat_seconds
         self._energy = energy_meter(self.hardware.get("device", {}).get("kind", "")) if energy is None else energy
         self._memory = memory or MemoryMeter()
-        self._open: Segment | None = None
+        self._is_open, self._number = False, 0
         self._recover()
-        known = read_segments(path)
-        self.attempt = 1 + max((record["attempt"] for record in known), default=0)
-        self._number = 0
+        self.attempt = 1 + max((record["attempt"] for record in read_segments(path)), default=0)
 
     @contextmanager
     def segment(self, phase: str) -> Iterator[Segment]:
         """Count one segment of `phase` until the block ends, however it ends. Segments do not overlap."""
-        if self._open is not None:
+        if self._is_open:
             raise RuntimeError("a segment is open already: overlapping work would be counted twice")
-        segment = self._open = Segment(self._facts(phase), self._energy, self._memory)
-        stop, beat = self._start_heartbeat(segment)
-        status = "failed"
+        segment = Segment(self._facts(phase), self._energy, self._memory)
+        write_json(self._heartbeat, segment.record("open"))
+
+        def beat() -> None:
+            with suppress(OSError):  # such as a full disk: the end of the segment fails on it too, with a message
+                write_json(self._heartbeat, segment.record("open"))
+
+        self._is_open, status = True, "failed"
         try:
-            yield segment
+            with repeating(beat, self._heartbeat_seconds):
+                yield segment
             status = "done"
         finally:
-            stop.set()
-            beat.join()
-            self._open = None
+            self._is_open = False
             self._close(segment.record(status))
 
     def backdate(self, phase: str, seconds: float) -> None:
         """Add a segment that was over before the ledger could be opened: starting up, fetching the base."""
-        counts = {"elapsed_seconds": seconds, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
-        self._append({**self._facts(phase), **counts, **dict.fromkeys(UNREAD), "status": "done"})
+        self._append({**self._facts(phase), **NOTHING, "elapsed_seconds": seconds, "status": "done"})
 
     def reuse(self, phase: str, cost_when_made: Mapping[str, Any]) -> None:
         """Add a result reused from an earlier run: it costs nothing now, and records what it cost when it was made."""
-        nothing = {"elapsed_seconds": 0.0, "compute_seconds": 0.0, "tokens_seen": 0, "tokens_trained": 0}
-        self._append({**self._facts(phase), **nothing, **dict.fromkeys(UNREAD), "status": "cached", "cost_when_made": dict(cost_when_made)})
+        made = {"elapsed_seconds": 0.0, "status": "cached", "cost_when_made": dict(cost_when_made)}
+        self._append({**self._facts(phase), **NOTHING, **made})
 
     def cost_of(self, phase: str) -> SegmentRecord:
         """What `phase` has cost in this run, every attempt counted, in the form that `reuse` of a later run takes."""
-        spent = totals(record for record in read_segments(self.path) if record["phase"] == phase)
-        names = ("seconds", "compute_seconds", "energy_wh", "energy_note", "peak_resident_bytes", "peak_device_bytes")
-        return {"run": self.run_id, **{name: getattr(spent, name) for name in names}, "hardware": self.hardware}
+        cost = total_cost(record for record in read_segments(self.path) if record["phase"] == phase)
+        spent = cost.model_dump(include={"seconds", "compute_seconds", "energy_wh", "energy_note", "peak_device_bytes"})
+        return {"run": self.run_id, **spent, "peak_resident_bytes": cost.peak_memory_bytes, "hardware": self.hardware}
 
     def _facts(self, phase: str) -> SegmentRecord:
         if phase not in PHASES:
@@ -162,19 +151,6 @@ class Ledger:
             "hardware": self.hardware,
             "pid": os.getpid(),
         }
-
-    def _start_heartbeat(self, segment: Segment) -> tuple[threading.Event, threading.Thread]:
-        stop = threading.Event()
-        write_json(self._heartbeat, segment.record("open"))
-
-        def beat() -> None:
-            while not stop.wait(self._heartbeat_seconds):
-                with suppress(OSError):  # such as a full disk: the end of the segment fails on it too, with a message
-                    write_json(self._heartbeat, segment.record("open"))
-
-        thread = threading.Thread(target=beat, name="ledger-heartbeat", daemon=True)
-        thread.start()
-        return stop, thread
 
     def _close(self, record: SegmentRecord) -> None:
         """Write the heartbeat, append the line, remove the heartbeat: killed anywhere in between, recovery leaves the line exactly once."""
@@ -191,20 +167,15 @@ class Ledger:
 
     def _recover(self) -> None:
         """Append the segment that a killed process left open, unless its line was written before the kill."""
-        _drop_torn_line(self.path)
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if data and not data.endswith(b"\n"):  # a torn last line, to which the next one would be joined
+            write_atomically(self.path, data[: data.rfind(b"\n") + 1])  # the heartbeat still holds the torn line
         if not self._heartbeat.exists():
             return
         left = read_json(self._heartbeat)
         if left["id"] not in {record.get("id") for record in read_segments(self.path)}:
             self._append({**left, "status": "killed" if left["status"] == "open" else left["status"]})
         self._heartbeat.unlink()
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut a last line without its newline, so that the next one is not joined to it; the heartbeat still holds its content."""
-    data = path.read_bytes() if path.exists() else b""
-    if data and not data.endswith(b"\n"):
-        write_atomically(path, data[: data.rfind(b"\n") + 1])
 
 
 def read_segments(path: Path) -> list[SegmentRecord]:

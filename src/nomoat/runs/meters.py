@@ -173,16 +173,16 @@ class CoreMeter:
         now = self._threads()
         if not now:
             return None, None
-        since = [[after - before for after, before in zip(now[one], self._before.get(one, (0.0, 0.0)), strict=True)] for one in now]
-        return sum(ran for ran, _ in since), sum(waited for _, waited in since)
+        ran, waited = (sum(times[at] - self._before.get(thread, (0.0, 0.0))[at] for thread, times in now.items()) for at in (0, 1))
+        return ran, waited
 
     def _threads(self) -> dict[str, tuple[float, float]]:
-        found = {}
+        seconds = {}
         for path in self.proc.glob("task/*/schedstat"):
             with suppress(OSError, ValueError):  # a thread that ends meanwhile; a kernel with another format
                 ran, waited, _ = path.read_text().split()
-                found[path.parent.name] = (int(ran) / NS_PER_SECOND, int(waited) / NS_PER_SECOND)
-        return found
+                seconds[path.parent.name] = (int(ran) / NS_PER_SECOND, int(waited) / NS_PER_SECOND)
+        return seconds
 
 
 def _cuda_devices() -> Sequence[int]:

@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from nomoat.config.load import parse_yaml
 from nomoat.config.schema import AsIfRented
-from nomoat.errors import NomoatError
-from nomoat.io import Record, sha256_of
+from nomoat.io import Record, sha256_of, validated
 from nomoat.runs.costs import Rate
 
 CLAIMS = "recipes/memo/claims.yaml"  # below the repository; its hash goes into every run
@@ -145,14 +144,7 @@ class Provenance(Record):
 def read_provenance(run_dir: Path) -> Provenance:
     """environment.json of a run directory, empty where there is none; NomoatError where its shape is not one this version knows."""
     path = run_dir / "environment.json"
-    if not path.exists():
-        return Provenance()
-    try:
-        return Provenance.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise NomoatError(f"{path}: {place}: {first['msg']}; it was edited, or written by another version of nomoat") from error
+    return validated(Provenance, path.read_bytes(), str(path)) if path.exists() else Provenance()
 
 
 def claims_sha256(root: Path) -> str | None:
@@ -169,8 +161,7 @@ def claims_sha256(root: Path) -> str | None:
 
 def _as_it_stood(claim: dict[str, Any]) -> dict[str, Any]:
     """The claim's hashed fields with their defaults: the hash is that of the table in its first form."""
-    defaults = {"limits": {}, "runs": [], "leaves_out": "", "out_of_reach": ""}
-    stated = {**defaults, **claim}
+    stated = {"limits": {}, "runs": [], "leaves_out": "", "out_of_reach": "", **claim}
     before = stated.pop("looked_at", None)
     return stated if before is None else {**stated, "limits": before}
 

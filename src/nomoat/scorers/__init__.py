@@ -82,7 +82,6 @@ def check_spec(spec: Any, completion: str) -> list[str]:
     keys = SCORERS[by].keys
     problems = [f"{by} has no key {quoted(key)}{did_you_mean(str(key), keys)}" for key in spec if key not in ("by", *keys)]
     problems += SCORERS[by].check(spec, completion)
-    if problems:
-        return problems
-    own = _score(completion, completion, spec)
-    return [] if own.value == 1 else [f"the row's own completion does not score 1 by {by}: {own.note or 'it does not match'}"]
+    if not problems and (own := _score(completion, completion, spec)).value != 1:
+        problems = [f"the row's own completion does not score 1 by {by}: {own.note or 'it does not match'}"]
+    return problems

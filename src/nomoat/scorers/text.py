@@ -183,8 +183,7 @@ def score_choice(log_likelihoods: Sequence[float], byte_lengths: Sequence[int], 
     choices = choices_of(row)
     if row.completion not in choices:
         return unscored("the row is not scored by choice, or its completion is not among its choices")
-    usable = len(log_likelihoods) == len(byte_lengths) == len(choices) and all(map(math.isfinite, log_likelihoods)) and all(byte_lengths)
-    if not usable:
+    if not (len(log_likelihoods) == len(byte_lengths) == len(choices) and all(map(math.isfinite, log_likelihoods)) and all(byte_lengths)):
         return unscored(f"each of the {len(choices)} choices needs a finite log-likelihood and a length of 1 byte or more")
     per_byte = [value / length for value, length in zip(log_likelihoods, byte_lengths, strict=True)]
 

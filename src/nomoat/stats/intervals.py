@@ -10,7 +10,7 @@ score is the mean over its families of each family's mean.
    distribution. Both were set by simulation over 20 to 400 rows, rates 0.01 to 0.99 and intra-group correlations 0 to 0.4.
 2. `tier_estimate` gives a score with its interval: for 0/1 scores Wilson's on the effective rows (rows over the design effect), for
    continuous ones a bootstrap over groups. None means "too few groups for an interval" and is reported in those words.
-3. `seeds_estimate` adds the spread from seed to seed. `clustered_standard_error` is the textbook figure, for comparison.
+3. `seeds_estimate` adds the spread from seed to seed.
 """
 
 from __future__ import annotations
@@ -229,19 +229,12 @@ def score_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Inter
 
 
 def standard_error(families: Sequence[Family]) -> float:
-    """Standard error of the mean over families, clustered by group, without shrinkage."""
-    return math.sqrt(sum(family.variance for family in families)) / len(families)
+    """Standard error of the mean over families, clustered by group, without shrinkage.
 
-
-def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
-    """Clustered standard error of a mean (Miller, Adding Error Bars to Evals, 2024, arXiv:2411.00640).
-
-    With the factor C / (C - 1) for C clusters, as inspect_ai's `stderr(cluster=...)` has it. Raises NomoatError for fewer than two.
+    For one family it is that of Miller, Adding Error Bars to Evals (2024, arXiv:2411.00640), with the factor C / (C - 1) for C
+    clusters, as inspect_ai's `stderr(cluster=...)` has it.
     """
-    (family,) = split_families(values, [""] * len(values), clusters)
-    if len(family.sizes) < 2:
-        raise NomoatError("a clustered standard error needs two clusters or more; got 1")
-    return standard_error([family])
+    return math.sqrt(sum(family.variance for family in families)) / len(families)
 
 
 def standard_error_of(interval: Interval) -> float:

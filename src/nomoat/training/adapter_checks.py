@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from nomoat.data.chat_template import TokenizedExample
 from nomoat.models.adapter import weights_of
 from nomoat.reports.schema import Check
@@ -24,8 +27,6 @@ MARGIN = 100  # times the reload error
 
 def check_tensors(folder: Path, initial: dict[str, Any]) -> list[Check]:
     """The saved tensors compared with the initial ones: all saved, all finite, all changed."""
-    from safetensors.torch import load_file
-
     saved = load_file(weights_of(folder)) if weights_of(folder).is_file() else {}
     missing = sorted(set(initial) - set(saved))
     broken = sorted(name for name, tensor in saved.items() if not bool(tensor.isfinite().all()))
@@ -46,8 +47,6 @@ def _first(names: Sequence[str]) -> str | None:
 
 def probe_logits(model: Any, rows: Sequence[TokenizedExample]) -> Any:
     """Float32 logits (tokens, vocabulary) of the first rows, each run alone."""
-    import torch
-
     with torch.inference_mode():
         parts = []
         for row in rows[:PROBE_ROWS]:

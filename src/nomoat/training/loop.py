@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch.optim import AdamW
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from nomoat.cli import ProgressBar
 from nomoat.config.schema import Recipe
@@ -79,25 +80,23 @@ def run_training(model: Any, spec: TrainSpec, *, count: Callable[..., None], con
         eval_on_start=checkpoint is None,
         report_to=list(spec.recipe.train.report_to),
     )
-    stats = StepStats()
+    trainer = PackedTrainer(
+        model=model,
+        args=arguments,
+        schedule=schedule,
+        collator=spec.collator,
+        files=spec.files,
+        loraplus_lr_ratio=spec.recipe.train.loraplus_lr_ratio,
+        mixed=spec.mixed,
+    )
     with ProgressBar("training", steps, console) as bar:
-        metrics = MetricsCallback(spec, schedule, stats, count=count, bar=bar)
-        metrics.resume(done)
+        callback = RunCallback(spec, schedule, trainer, count=count, bar=bar)
+        callback.resume(done)
         bar.advance(done)
         if checkpoint and done == steps:
             restore_adapter(model, checkpoint)
             return steps
-        trainer = PackedTrainer(
-            model=model,
-            args=arguments,
-            schedule=schedule,
-            collator=spec.collator,
-            files=spec.files,
-            loraplus_lr_ratio=spec.recipe.train.loraplus_lr_ratio,
-            mixed=spec.mixed,
-            stats=stats,
-            callbacks=[metrics, CheckpointCallback()],
-        )
+        trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return steps
 
@@ -123,7 +122,7 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
         save_steps=max(1, -(-steps // train.checkpoints)),
         logging_strategy="steps",
         logging_steps=1,
-        eval_strategy="no",  # MetricsCallback asks for an evaluation at the points of the learning curve
+        eval_strategy="no",  # RunCallback asks for an evaluation at the points of the learning curve
         use_cpu=device == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -134,8 +133,6 @@ def training_arguments(recipe: Recipe, *, output: Path, steps: int, learning_rat
 
 def check_trackers(names: Sequence[str]) -> None:
     """NomoatError unless transformers knows each tracker of `train.report_to` and the package behind it is installed."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise NomoatError(f"train.report_to: {name!r} is not a tracker{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
@@ -153,14 +150,6 @@ def check_loss(loss: float, step: int) -> None:
         )
 
 
-@dataclass
-class StepStats:
-    """Tokens of the last optimiser step: written by the trainer, read by the callbacks."""
-
-    tokens_seen: int = 0
-    tokens_trained: int = 0  # the labelled ones
-
-
 class PackedTrainer(Trainer):
     """A Trainer whose batch is a whole optimiser step, a list of forward passes."""
 
@@ -176,17 +165,16 @@ class PackedTrainer(Trainer):
         files: BaseFiles,
         loraplus_lr_ratio: float = 1.0,
         mixed: bool = False,
-        stats: StepStats | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.collator, self.files, self.loraplus_lr_ratio, self.mixed = collator, files, loraplus_lr_ratio, mixed
-        self.stats = stats or StepStats()
+        self.step_tokens = {"tokens_seen": 0, "tokens_trained": 0}  # of the last optimiser step; the latter are the labelled ones
         super().__init__(
             model=model,
             args=args,
             train_dataset=schedule.steps,
             data_collator=lambda steps: collator.batches(steps[0]),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks],
         )
         self.remove_callback(PrinterCallback)  # the progress bar shows the same numbers
         model.train()  # not in each step as Trainer does it: walking over all modules is 2 % of a small step
@@ -225,7 +213,7 @@ class PackedTrainer(Trainer):
             self.accelerator.backward(loss)
             total = total + loss.detach()
         check_loss(float(total), self.state.global_step + 1)
-        self.stats.tokens_seen, self.stats.tokens_trained = sum(batch["tokens_seen"] for batch in inputs), labels
+        self.step_tokens = {"tokens_seen": sum(batch["tokens_seen"] for batch in inputs), "tokens_trained": labels}
         return total
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -248,17 +236,20 @@ class PackedTrainer(Trainer):
         save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.files)
 
 
-class MetricsCallback(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Turns what Trainer logs into metrics.jsonl, counts for the ledger and the progress bar; asks for the validation points.
 
     metrics.jsonl has one line per step and one per validation point.
     """
 
-    def __init__(self, spec: TrainSpec, schedule: StepSchedule, stats: StepStats, *, count: Callable[..., None], bar: ProgressBar) -> None:
-        self.spec, self.stats, self.count, self.bar = spec, stats, count, bar
+    def __init__(
+        self, spec: TrainSpec, schedule: StepSchedule, trainer: PackedTrainer, *, count: Callable[..., None], bar: ProgressBar
+    ) -> None:
+        self.spec, self.trainer, self.count, self.bar = spec, trainer, count, bar
         self.path = spec.folder / "metrics.jsonl"
         self.epoch_ends = schedule.epoch_ends
-        self.validation_steps = validation_steps(len(schedule.steps), spec.recipe.train.validation_points)
+        last, points = len(schedule.steps), spec.recipe.train.validation_points
+        self.validation_steps = {round(index * last / (points - 1)) for index in range(points)}  # evenly spaced, from 0 to the last step
         self.totals: dict[str, float] = {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0}  # since the first step
         self._started = self._seconds = 0.0
         self._facts = self._validation = ""
@@ -281,9 +272,9 @@ class MetricsCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, *, logs: dict[str, float], lr_scheduler: Any, **_: Any) -> None:
         if "loss" not in logs:
             return  # a validation point, or Trainer's summary at the end
-        step = {"tokens_seen": self.stats.tokens_seen, "tokens_trained": self.stats.tokens_trained, "seconds": self._seconds}
+        step = {**self.trainer.step_tokens, "seconds": self._seconds}
         self.totals = {name: total + step[name] for name, total in self.totals.items()}
-        self.count(tokens_seen=step["tokens_seen"], tokens_trained=step["tokens_trained"], compute_seconds=self._seconds)
+        self.count(**self.trainer.step_tokens, compute_seconds=self._seconds)
         self._write(
             {
                 "step": state.global_step,
@@ -307,6 +298,10 @@ class MetricsCallback(TrainerCallback):
         if state.global_step:
             self._advance()
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint as complete now that Trainer has written it: no other is resumed from."""
+        complete_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
     def _write(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(canonical_json(line) + "\n")
@@ -317,11 +312,6 @@ class MetricsCallback(TrainerCallback):
         self.bar.advance(1, self._facts + self._validation + price)
 
 
-def validation_steps(steps: int, points: int) -> set[int]:
-    """Evenly spaced step counts at which the validation loss is measured, before the first and after the last included."""
-    return {round(index * steps / (points - 1)) for index in range(points)}
-
-
 def epochs_done(step: int, epoch_ends: Sequence[int]) -> float:
     """Epochs finished after `step`, a step inside an epoch being its share of that epoch's steps."""
     start = 0
@@ -330,10 +320,3 @@ def epochs_done(step: int, epoch_ends: Sequence[int]) -> float:
             return number + (step - start) / (end - start)
         start = end
     return float(len(epoch_ends))
-
-
-class CheckpointCallback(TrainerCallback):
-    """Marks each checkpoint as complete once Trainer has written it: no other is resumed from."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        complete_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -7,10 +7,14 @@ at most `pack_tokens` (first fit, longest first). A step is a tuple of packs, a 
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-4  # logits computed in two ways must agree to this, relative to the largest, in float32
 
@@ -31,15 +35,13 @@ def schedule_steps(
     """Steps for `epochs` passes over examples of these lengths (tokens); a fraction ends within an epoch."""
     steps: list[tuple[Pack, ...]] = []
     ends: list[int] = []
-    epoch = 0
-    while epoch < epochs:
+    for epoch in range(math.ceil(epochs)):
         share = min(1.0, epochs - epoch)
         order = list(range(len(lengths)))
         random.Random(f"nomoat-order-{seed}-{epoch}").shuffle(order)
         kept = order[: round(share * len(order))]
         steps += [pack_step(chunk, lengths, pack_tokens) for chunk in _chunks(kept, lengths, batch_tokens)]
         ends.append(len(steps))
-        epoch += 1
     if max_steps is not None:
         steps = steps[:max_steps]
     return StepSchedule(tuple(steps), tuple(end for end in ends if end <= len(steps)))
@@ -85,19 +87,15 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 def two_layer_copy(model: Any) -> Any:
     """A float32 CPU model of the same class and attention with the weights of the first two layers; random ones where quantised."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = with_layers(model.config, 2)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        small = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     weights, expected = model.state_dict(), small.state_dict()
-    kept = [
-        name for name, value in weights.items() if name in expected and value.shape == expected[name].shape and value.is_floating_point()
-    ]
+    shared = weights.keys() & expected.keys()
+    kept = [name for name in shared if weights[name].shape == expected[name].shape and weights[name].is_floating_point()]
     small.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in kept}, strict=False)
     return small.eval()
 
