@@ -92,7 +92,7 @@ def _measure(spec: ModelSpec, work: Workload) -> Measurement:
     began = time.perf_counter()
     trainer.training_step(model, trainer.collator.batches(step))
     trainer.optimizer.step()
-    tokens_per_second = trainer.stats.tokens_seen / (time.perf_counter() - began)
+    tokens_per_second = trainer.step_tokens["tokens_seen"] / (time.perf_counter() - began)
     states = (value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value))
     training = Counter({"weights": weights, "optimiser": sum(value.nbytes for value in states)})
     if has_adapter(model):
