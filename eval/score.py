@@ -6,8 +6,8 @@
     python eval/score.py runs/smollm2-135m-1a2b3c4d --adapter somebody/adapter@<40 hex digits>
 
 The first form computes every number of report.json again from its rows, compares eval/*.jsonl by checksum, then loads base and
-adapter from disk and answers and scores every held-out row again. The others train nothing either and write a run directory
-of their own next to the run: its own held-out rows or yours, the arms you name, its adapter or a peft folder or hub id.
+adapter from disk and answers and scores every held-out row again. The others train nothing either and write another run
+directory next to it: for the run's held-out rows or yours, the arms you name, and its adapter, a peft folder or a hub id.
 Exit codes: 0 done, 1 other scores on the machine and versions that made them, or an adapter without effect, 2 bad input.
 """
 

@@ -1,4 +1,4 @@
-"""Running the scripts as a user does, in a folder of its own, on a tiny base and rows of the user's own."""
+"""Running the scripts as a user does, in a separate folder, on a tiny base and the user's rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_workplace(folder: Path) -> Path:
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
-    """The user's environment: offline, one thread (two would only wait for each other), a cache of its own."""
+    """The user's environment: offline, one thread (two would only wait for each other), a separate cache."""
     own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NOMOAT_CACHE": str(folder / "cache"), "SECRET_TOKEN": "hunter2-hunter2"}
     return {**os.environ, **own, **extra}
 

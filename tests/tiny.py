@@ -100,7 +100,7 @@ def make_base(folder: Path, architecture: str = "llama", *, seed: int = 0, **tok
 
 
 def make_rows(count: int, *, tier: str = "train", family: str = "sum") -> list[Example]:
-    """Rows of a task a tiny model can learn by heart, each of its own length."""
+    """Rows of a task a tiny model can learn by heart, all of different lengths."""
     return [
         Example(
             f"{family}-{tier}-{n}",

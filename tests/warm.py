@@ -1,4 +1,4 @@
-"""Scripts run in processes of their own that begin with the libraries imported: a parent imports them once, and forks for each script.
+"""Scripts run in separate processes that begin with the libraries imported: a parent imports them once, and forks for each script.
 
 Importing torch, transformers and peft takes longer than what most tests are about. Every script still has its own process, its own
 environment and its own exit code. What reads the environment while it is imported (HF_HUB_OFFLINE, HF_DATASETS_CACHE) has read the

@@ -77,7 +77,7 @@ def collate(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tens
 
 examples = [encode(json.loads(line)) for line in options.rows.read_text(encoding="utf-8").splitlines()]
 
-# 3. The steps: each epoch in an order of its own, or as another run made them.
+# 3. The steps: each epoch in another order, or as another run made them.
 batches: list[list[int]] = json.loads(options.batches.read_text()) if options.batches else []
 for epoch in range(0 if batches else options.epochs):
     order = random.Random(options.seed + epoch).sample(range(len(examples)), len(examples))

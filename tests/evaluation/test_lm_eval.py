@@ -46,7 +46,7 @@ metadata: {{version: 1.0}}
 
 
 def make_tasks(folder: Path, count: int = 24) -> None:
-    """Two tasks in the harness's format, a choice and a written answer, each over a file of its own."""
+    """Two tasks in the harness's format, a choice and a written answer, each with its own file."""
     towns = [{"country": f"country {n}", "choices": [f"town {n}", f"town {n + 1}"], "label": n % 2} for n in range(count)]
     sums = [{"a": n, "b": 7 * n, "sum": str(8 * n)} for n in range(count)]
     for name, task, rows in (("towns", CHOICE, towns), ("sums", WRITTEN, sums)):

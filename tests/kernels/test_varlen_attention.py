@@ -37,7 +37,7 @@ def test_dropout_that_no_configuration_names_is_an_error_and_no_mixture(tmp_path
         summed_loss(model.train(), collate_packed(rows, shared=True))
 
 
-@pytest.mark.parametrize("architecture", ["falcon", "bloom"])  # attentions of their own, behind no interface
+@pytest.mark.parametrize("architecture", ["falcon", "bloom"])  # they implement their own attention
 def test_an_architecture_without_the_attention_interface_is_left_as_it_was(tmp_path: Path, architecture: str) -> None:
     model, rows = load(tmp_path, architecture)
     assert not enable_varlen_attention(model)

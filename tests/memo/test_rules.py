@@ -27,7 +27,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def rows_of(rates: dict[str, float], few_shot: float, per_family: int) -> list[CompactRow]:
-    """Rows of the judged tier, each in a group of its own; the first `rate` of a family's rows are right, so that rates are nested."""
+    """Rows of the judged tier, each in its own group; the first `rate` of a family's rows are right, so that rates are nested."""
     rows: list[CompactRow] = []
     for family in FAMILIES:
         for n in range(per_family):

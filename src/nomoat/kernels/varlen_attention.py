@@ -36,7 +36,7 @@ def enable_varlen_attention(model: Any) -> bool:
         return False
     AttentionInterface.register(IMPLEMENTATION, varlen_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    model.set_attn_implementation(IMPLEMENTATION)  # changes nothing where the architecture has an attention of its own
+    model.set_attn_implementation(IMPLEMENTATION)  # changes nothing where the architecture implements its own attention
     return uses_varlen_attention(model)
 
 

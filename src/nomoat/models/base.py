@@ -102,7 +102,7 @@ def check_architecture(files: BaseFiles) -> None:
 
 
 def _accepted_terms(base: Base) -> dict[str, Any]:
-    """What a run records of a base under a licence of its own; NomoatError unless the user accepted it."""
+    """What a run records of a base whose licence has to be accepted; NomoatError unless the user accepted it."""
     terms = base.license
     if terms is None:
         return {}

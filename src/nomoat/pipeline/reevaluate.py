@@ -1,6 +1,6 @@
-"""A finished run scored on other rows, in other arms, or with somebody else's adapter in place of its own; nothing is trained.
+"""A finished run scored on other rows, in other arms, or with somebody else's adapter; nothing is trained.
 
-What comes out is a run directory of its own, `<run>@<what>-<hash>/`, which `make compare`, `make try` and `make eval` take like any
+What comes out is a separate run directory, `<run>@<what>-<hash>/`, which `make compare`, `make try` and `make eval` take like any
 other. Its ledger begins with what training cost, so that a score still travels with its price.
 """
 

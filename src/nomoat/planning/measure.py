@@ -1,4 +1,4 @@
-"""`make plan MEASURE=1`: load the base and run its largest optimiser step with the real trainer, in a process of its own.
+"""`make plan MEASURE=1`: load the base and run its largest optimiser step with the real trainer, in a separate process.
 
 The total is the resident set above what it was before the base was loaded, without the pages of files, which the system can take back;
 on a GPU it is what torch has allocated there. Weights, adapter and optimiser are known exactly; activations, logits, gradients and holes
