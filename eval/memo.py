@@ -19,7 +19,6 @@ from rich.console import Console
 
 from nomoat.cli import ROOT, run_script, script_parser
 from nomoat.io import write_atomically, write_json
-from nomoat.memo.runs import MADE_ROLES, make_missing_run, missing_runs
 from nomoat.memo.verdict import gather, judge_memo
 from nomoat.memo.views import load_literature, print_verdict, render_memo
 
@@ -29,6 +28,8 @@ def main() -> None:
     options = read_options()
     console = Console()
     if options.missing:
+        from nomoat.memo.runs import MADE_ROLES, make_missing_run, missing_runs  # imports torch, which judging does not need
+
         for planned in list(missing_runs(options.root, options.roles or MADE_ROLES)):
             make_missing_run(planned, options.root, options.runs_dir, options.overrides, console)
     verdict = judge_memo(gather(options.root), options.root)

@@ -255,3 +255,14 @@ def test_light_modules_do_not_load_heavy_libraries() -> None:
     code = f"{imports}import sys\nprint(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("script", ["memo", "compare", "reference"])
+def test_reading_reports_and_judging_them_needs_no_torch(script: str, tmp_path: Path) -> None:
+    """The imports of the script, and for the memo and the tables what it does as well."""
+    options = {"memo": ["--out", f"{tmp_path}/memo.json"], "compare": ["--help"], "reference": ["--check"]}[script]
+    command = [sys.executable, "-X", "importtime", str(ROOT / "eval" / f"{script}.py"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "nomoat.errors" in imported and not imported & {"torch", "transformers", "peft"}
