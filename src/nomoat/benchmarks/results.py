@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from nomoat.reports.format import markdown_table
+
 ARMS = {  # the names in bench.json and the labels in tables and plots
     "ours": "nomoat",
     "trainer": "transformers.Trainer (padded, full logits)",
@@ -98,7 +100,7 @@ def _table(record: Mapping[str, Any], lines: Iterable[tuple[str, ...]]) -> str:
     size = f"{record['steps']} steps of {record['tokens_a_step']} tokens, {record['precision']}, {record['threads']} threads"
     size += f", {record['device_name']}" if "device_name" in record else ""  # the first published record lacks it
     head = (size, "tokens/s", "range over turns", "peak memory")
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * 4, *lines))
+    return markdown_table(head, lines)
 
 
 def _comparison(record: Mapping[str, Any], peers: Iterable[str]) -> list[tuple[str, ...]]:
