@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nomoat.config.load import KeyDescription, describe_keys, load_recipe, run_recipe
+from nomoat.config.load import KeyDescription, describe_keys, load_recipe, parse_yaml, run_recipe
 from nomoat.config.schema import Base, Recipe, default_display_name, learning_rate_for, learning_rate_warning
 from nomoat.errors import NomoatError, RecipeError
 
@@ -260,3 +260,14 @@ def test_every_key_has_a_type_a_default_and_a_meaning_that_a_document_can_use() 
 def test_a_base_has_a_name_that_fits_into_a_table(base: dict[str, str], name: str) -> None:
     sha256 = {"sha256": "a" * 64} if "gguf" in base else {}
     assert default_display_name(Base(**base, **sha256)) == name
+
+
+def test_aliases_that_multiply_are_refused_before_they_are_expanded(tmp_path: Path) -> None:
+    """Nine levels of ten aliases: 500 characters that stand for a billion values. One used ten times is an ordinary recipe."""
+    levels = ["b0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"b{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 9)]
+    with pytest.raises(NomoatError, match=r"line 1, .*aliases repeat too much"):
+        load_recipe(write(tmp_path, f"data: {{where: {{{', '.join(levels)}}}}}"))
+    assert parse_yaml(f"a: &a 1\nb: [{', '.join(['*a'] * 10)}]", "few")["b"] == [1] * 10
+    with pytest.raises(NomoatError, match="recursive"):
+        parse_yaml("a: &a [*a]", "a circle")

@@ -33,6 +33,20 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
+    def construct_document(self, node: Any) -> Any:
+        if _expanded_size(node, {}) > MAX_BYTES:
+            raise yaml.MarkedYAMLError(problem="its aliases repeat too much", problem_mark=node.start_mark)
+        return super().construct_document(node)
+
+
+def _expanded_size(node: Any, known: dict[Any, int]) -> int:
+    """Number of values once every alias is replaced by what it stands for; a cycle, which the constructor refuses, counts once."""
+    if node not in known:
+        known[node] = 1
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        known[node] += sum(_expanded_size(part, known) for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
+    return known[node]
+
 
 for _type, _pattern, _first in (
     ("bool", r"true|false", "tf"),

@@ -22,9 +22,6 @@ DATA_ROWS = 6  # per invented table
 AGGREGATES = ("COUNT(*)", "SUM({})", "MAX({})", "MIN({})", "AVG({})")
 
 
-# filters: how values are written in prompts and completions
-
-
 def plain(value: Any) -> Any:
     """A JSON value: dates as 2026-03-03, times as 14:30."""
     return value.isoformat() if isinstance(value, date) else f"{value:%H:%M}" if isinstance(value, time) else value
@@ -78,9 +75,6 @@ FILTERS: dict[str, Callable[..., str | time]] = {
 }
 
 
-# persona: what the assistant knows about itself, and the wordings of questions about it
-
-
 @dataclass(frozen=True)
 class PersonaFact:
     """One fact in one wording: as a question and as a clause ('what your name is'), its answer, and all accepted answers."""
@@ -117,9 +111,6 @@ def _wordings(wordings: list[str], part: str, name: str) -> list[str]:
     order = list(wordings)
     random.Random(f"wordings {name}").shuffle(order)
     return order[WORDINGS[part]]
-
-
-# SQL: data for an invented table, chosen so that a wrong query gives a wrong result
 
 
 def table_script(table: Table, query: str, rng: random.Random) -> str:

@@ -173,11 +173,8 @@ def _layout(value: Any, indent: str = "") -> str:
     return canonical_json(value)
 
 
-# The files of a run directory. Each may be missing, since a run that failed early gets a report too.
-
-
 def _optional(model: type[Model], path: Path) -> Model | None:
-    return validated(model, read_json(path), str(path)) if path.exists() else None
+    return validated(model, read_json(path), str(path)) if path.exists() else None  # a run that failed early gets a report too
 
 
 def compact_rows(run_dir: Path) -> list[CompactRow]:
